@@ -1,0 +1,218 @@
+"""YAML files and the command line become one checked Config. Only rank 0 imports this.
+
+jsonargparse reads types, merges and prints help; this file adds configs found by name, methods
+chosen by name, and messages of one line that name the key, the value and what is valid.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, Sequence
+
+import jsonargparse
+import yaml
+
+from amn_mpi import __version__, methods
+from amn_mpi.config import Comm, Config, Data, Evaluate, Key, Local, Model, all_keys, build
+from amn_mpi.errors import ConfigError
+
+SECTIONS = {"data": Data, "model": Model, "local": Local, "evaluate": Evaluate, "comm": Comm}
+SWITCHES = {
+    "config": "a YAML file, or the name of one that comes with the package; may be given several times",
+    "print_config": "print the resolved configuration as YAML and stop",
+    "dry_run": "print the configuration, who gets which data, and what the run will need; then stop",
+    "version": "print the version and stop",
+    "help": "print this list and stop",
+}
+
+
+class Printed(Exception):
+    """The command line asked for text (help, version, configuration) instead of a run."""
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, bool]:
+    """The configuration that a command line asks for, and whether it is a dry run.
+
+    Raises:
+        Printed: the answer is a text, in the exception's first argument.
+        ConfigError: one line that names the key, the value and what is valid.
+    """
+    words, files, switches = _split(argv)
+    if "version" in switches:
+        raise Printed(f"amn_mpi {__version__}")
+    layers = [_read(name) for name in files]
+    name = _method_name(words, layers)
+    options = methods.options(name)
+    known = all_keys(options)
+    if "help" in switches:
+        raise Printed(_help(known))
+    merged = _merge(layers, known, name)
+    for word in words[::2]:
+        _check_key(word[2:], known, "command line")
+    config = build(_parse_types(merged, words, options, known), options)
+    if "print_config" in switches:
+        raise Printed(yaml.safe_dump(config.as_dict(), sort_keys=False).rstrip())
+    return config, "dry_run" in switches
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
+    """Command line -> ([--key, value, ...], config files, switches)."""
+    words: list[str] = []
+    files: list[str] = []
+    switches: set[str] = set()
+    rest = ["--help" if word == "-h" else word for word in argv]
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"{word}: not an option; options are --key value, see --help")
+        option, equals, value = word.partition("=")
+        if option[2:] in SWITCHES and option != "--config":
+            switches.add(option[2:])
+            continue
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{option}: a value is missing after it")
+            value = rest.pop(0)
+        if option == "--config":
+            files.append(value)
+        else:
+            words += [option, value]
+    return words, files, switches
+
+
+def config_folders() -> list[Path]:
+    """Where configs are found by name: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return [f for f in (here / "configs", here.parent / "configs") if f.is_dir()]
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in config_folders():
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    names = sorted({p.stem for f in config_folders() for p in f.glob("*.yaml")})
+    raise ConfigError(f"--config {name}: no such file; known by name are {', '.join(names)}")
+
+
+def _read(name: str) -> dict[str, Any]:
+    """One YAML file as {dotted key: value}, with the file's name kept for messages."""
+    path = _find(name)
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds {type(tree).__name__}; valid is a tree of key: value")
+    return {"": str(path), **_flatten(tree)}
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        elif value is not None or prefix + str(name) not in SECTIONS:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _method_name(words: list[str], layers: list[dict[str, Any]]) -> str:
+    name = methods.DEFAULT
+    for layer in layers:
+        name = layer.get("method.name", name)
+    for option, value in zip(words[::2], words[1::2]):
+        name = value if option == "--method.name" else name
+    if name not in methods.METHODS:
+        raise ConfigError(f"method.name = {name}: valid is one of {', '.join(methods.METHODS)}")
+    return name
+
+
+def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> dict[str, Any]:
+    """Later files win; options written for another method than the chosen one do not apply."""
+    merged: dict[str, Any] = {"method.name": method}
+    current = methods.DEFAULT
+    for layer in layers:
+        current = layer.get("method.name", current)
+        theirs = set(all_keys(methods.options(current))) if current in methods.METHODS else set()
+        for name, value in layer.items():
+            if name == "":
+                continue
+            if name.startswith("method.") and current != method and name in theirs:
+                continue
+            _check_key(name, known, layer[""])
+            merged[name] = value
+    return {**merged, "method.name": method}
+
+
+def _check_key(name: str, known: dict[str, Key], where: str) -> None:
+    if name in known:
+        return
+    section = name.rpartition(".")[0]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    siblings = [k for k in known if k.rpartition(".")[0] == section] or [k for k in known if "." not in k]
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"{name}: unknown key ({where}); {hint}valid are {', '.join(siblings)}")
+
+
+def _parser(options: type) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    for name, section in {**SECTIONS, "method": options}.items():
+        parser.add_argument(f"--{name}", type=section, default=section())
+    for key in all_keys(options).values():
+        if "." not in key.name:
+            parser.add_argument(f"--{key.name}", type=key.type, default=key.default)
+    return parser
+
+
+def _parse_types(
+    merged: dict[str, Any], words: list[str], options: type, known: dict[str, Key]
+) -> dict[str, Any]:
+    """Types as declared, by jsonargparse; its refusal becomes one line with what is valid."""
+    given = [f"--{k}={_text(v)}" for k, v in merged.items()]
+    given += [f"{option}={value}" for option, value in zip(words[::2], words[1::2])]
+    parser = _parser(options)
+    try:
+        return parser.parse_args(given).as_dict()
+    except Exception as refusal:
+        for word in given:
+            _check_type(parser, word, known)
+        raise ConfigError(_one_line(refusal)) from None
+
+
+def _check_type(parser: jsonargparse.ArgumentParser, word: str, known: dict[str, Key]) -> None:
+    name, _, value = word[2:].partition("=")
+    try:
+        parser.parse_args([word])
+    except Exception:
+        raise ConfigError(f"{name} = {value}: valid is {known[name].valid()}") from None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value)
+
+
+def _help(known: dict[str, Key]) -> str:
+    """One line per key: name, what it is, what is valid, default."""
+    lines = ["usage: python -m amn_mpi.main [--config FILE.yaml] [--key value ...]", ""]
+    lines += [f"  --{name:<26} {text}" for name, text in SWITCHES.items()] + [""]
+    for key in known.values():
+        default = f"; default {key.default}" if key.default != "" else ""
+        lines.append(f"  --{key.name:<26} {key.help} ({key.valid()}{default})")
+    lines += ["", f"methods, each with options of its own under method.: {', '.join(methods.METHODS)}"]
+    return "\n".join(lines)
+
+
+def _one_line(error: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(error))
+

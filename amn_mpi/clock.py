@@ -1,0 +1,42 @@
+"""Where the time goes: wall seconds by phase on one rank."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import Iterator
+
+from amn_mpi.comm import Communicator
+
+PHASES = ("start", "prepare", "train", "exchange", "server", "evaluate", "wait")
+
+
+class Clock:
+    """Phases do not overlap: an inner one interrupts the outer one, waits count as ``wait``."""
+
+    def __init__(self, comm: Communicator, started: float) -> None:
+        self._comm, self._stack = comm, ["start"]
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._since, self._waited = started, 0.0
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self._close()
+        self._stack.append(phase)
+        try:
+            yield
+        finally:
+            self._close()
+            self._stack.pop()
+
+    def snapshot(self) -> dict[str, float]:
+        """Seconds by phase until now."""
+        self._close()
+        return {phase: round(self.seconds[phase], 4) for phase in PHASES}
+
+    def _close(self) -> None:
+        now, waited = time.monotonic(), self._comm.wait_seconds
+        self.seconds["wait"] += waited - self._waited
+        self.seconds[self._stack[-1]] += now - self._since - (waited - self._waited)
+        self._since, self._waited = now, waited

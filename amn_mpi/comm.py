@@ -1,0 +1,328 @@
+"""The only door to MPI: roles, patient waits, rows from flat buffers, exact sums, a clean end.
+
+Every wait is a non-blocking call, polled. In between a rank sleeps when ranks outnumber cores:
+waiting ranks in blocking collectives take every core there is and slow a computation beside them
+tenfold, whatever the library's settings. The sleep grows with the time waited (5 % of it, 50
+microseconds to 20 ms), so short rounds stay short and long waits cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import socket
+import sys
+import time
+from collections import defaultdict
+from typing import Any, NoReturn, Sequence
+
+import numpy as np
+
+LAUNCHERS = (  # (how many ranks the launcher says it started, which of them this is)
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+SHORTEST, LONGEST, SHARE = 50e-6, 20e-3, 0.05
+CALL, HERE = 1, 2
+
+
+class Communicator:
+    """MPI_COMM_WORLD as this project uses it.
+
+    Rank 0 serves; the clients belong to the ranks 1..n-1, or to rank 0 where it is alone. In
+    collective calls every rank takes part in the same order, idle ones too.
+
+    Attributes:
+        sent: bytes this rank sent, by collective.
+        wait_seconds, wait_cpu: wall and CPU seconds spent inside waits.
+    """
+
+    def __init__(self) -> None:
+        import mpi4py
+
+        mpi4py.rc.thread_level = "funneled"
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._world = self._everybody = MPI.COMM_WORLD
+        self.rank: int = self._world.rank
+        self.size: int = self._world.size
+        self.host = socket.gethostname()
+        _check_launcher(self.size, MPI.Get_library_version().split("\n")[0].strip("\x00 "))
+        node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
+        self.ranks_on_host: int = node.size
+        self.rank_on_host: int = node.rank
+        node.Free()
+        self._calls = self._world.Dup()
+        self.cores = len(os.sched_getaffinity(0))
+        self.configure("auto", 1800.0)
+        self.sent: dict[str, int] = defaultdict(int)
+        self.wait_seconds = self.wait_cpu = 0.0
+        self._moves = 0
+        self._last_tick = 0.0
+
+    def configure(self, wait: str, timeout: float) -> None:
+        """Set how to wait (``auto``, ``sleep``, ``spin``) and when a silent rank counts as hung."""
+        self.spins = wait == "spin" or (wait == "auto" and self.ranks_on_host <= self.cores)
+        self._timeout = timeout
+
+    def keep(self, size: int) -> bool:
+        """Go on with the first ``size`` ranks; False on the others, which have nothing to do."""
+        if size >= self.size:
+            return True
+        stays = self.rank < size
+        self._world = self._world.Split(0 if stays else 1, self.rank)
+        self.size = self._world.size
+        return stays
+
+    # ---- roles
+
+    @property
+    def is_server(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def owners(self) -> int:
+        """How many ranks can own clients."""
+        return max(1, self.size - 1)
+
+    @property
+    def owner(self) -> int | None:
+        """This rank's number among the owners; None on a rank that only serves."""
+        if self.size == 1:
+            return 0
+        return self.rank - 1 if self.rank else None
+
+    @property
+    def library(self) -> str:
+        return self._mpi.Get_library_version().split("\n")[0].strip("\x00 ")
+
+    # ---- arrays
+
+    def broadcast(self, array: np.ndarray) -> None:
+        """Rank 0's array replaces everybody's, in place."""
+        if self.size == 1:
+            return
+        self._count("broadcast", array.nbytes if self.is_server else 0)
+        self._wait(self._world.Ibcast(self._whole(array), root=0), "broadcast")
+
+    def scatter_rows(
+        self, rows: np.ndarray | None, counts: Sequence[int], out: np.ndarray
+    ) -> np.ndarray:
+        """Send consecutive rows of rank 0's (sum(counts), ...) array to the owners.
+
+        Args:
+            counts: rows for each owner, known to all ranks.
+            out: this owner's (own count, ...) array; untouched where rank 0 is alone.
+
+        Returns:
+            ``out``, or ``rows`` itself where rank 0 is alone (nothing is copied).
+        """
+        if self.size == 1:
+            return rows if rows is not None else out
+        send, row = None, self._row(rows if rows is not None else out)
+        if self.is_server and rows is not None:
+            send = [rows, *self._placed(counts), row]
+            self._count("scatter", rows.nbytes)
+        receive = [out, 0 if self.is_server else len(out), row]
+        self._wait(self._world.Iscatterv(send, receive, root=0), "scatter")
+        row.Free()
+        return out
+
+    def gather_rows(
+        self, own: np.ndarray, counts: Sequence[int], out: np.ndarray | None
+    ) -> np.ndarray:
+        """The owners' rows one below the other on rank 0, in the order of the owners.
+
+        Returns:
+            ``out`` (sum(counts), ...) on rank 0; ``own`` itself where rank 0 is alone, and on
+            the other ranks.
+        """
+        if self.size == 1:
+            return own
+        row = self._row(own if out is None else out)
+        receive = None if out is None else [out, *self._placed(counts), row]
+        if not self.is_server:
+            self._count("gather", own.nbytes)
+        send = [own, 0 if self.is_server else len(own), row]
+        self._wait(self._world.Igatherv(send, receive, root=0), "gather")
+        row.Free()
+        return own if out is None else out
+
+    def sum_exact(self, numbers: np.ndarray) -> np.ndarray:
+        """Sum of int64 arrays over all ranks, valid on rank 0.
+
+        Integer addition is associative: the sum does not depend on the number of ranks or on the
+        order in which they arrive, which no sum of floats can promise.
+        """
+        if self.size == 1:
+            return numbers
+        if not self.is_server:
+            self._count("reduce", numbers.nbytes)
+        total = np.empty_like(numbers) if self.is_server else None
+        self._wait(self._world.Ireduce(numbers, total, op=self._mpi.SUM, root=0), "reduce")
+        return numbers if total is None else total
+
+    # ---- small objects
+
+    def share(self, thing: Any = None) -> Any:
+        """Rank 0's object on every rank; pickled, so for small control objects only."""
+        if self.size == 1:
+            return thing
+        packed = pickle.dumps(thing) if self.is_server else b""
+        length = np.array([len(packed)], np.int64)
+        self._wait(self._world.Ibcast(length, root=0), "share")
+        box = np.frombuffer(bytearray(packed or int(length[0])), np.uint8)
+        self._count("share", box.nbytes if self.is_server else 0)
+        self._wait(self._world.Ibcast(box, root=0), "share")
+        return thing if self.is_server else pickle.loads(box)
+
+    def collect(self, thing: Any) -> list[Any]:
+        """Every rank's object on rank 0, by rank; an empty list elsewhere. Pickled, small."""
+        if self.size == 1:
+            return [thing]
+        packed = np.frombuffer(pickle.dumps(thing), np.uint8)
+        lengths = np.zeros(self.size, np.int64)
+        mine = np.array([packed.size], np.int64)
+        self._wait(self._world.Igather(mine, lengths, root=0), "collect")
+        box = np.empty(int(lengths.sum()), np.uint8)
+        places = [lengths.tolist(), [0, *np.cumsum(lengths)[:-1].tolist()], self._mpi.BYTE]
+        receive = [box, *places] if self.is_server else None
+        self._count("collect", 0 if self.is_server else packed.nbytes)
+        self._wait(self._world.Igatherv([packed, self._mpi.BYTE], receive, root=0), "collect")
+        if not self.is_server:
+            return []
+        pieces = np.split(box, np.cumsum(lengths)[:-1])
+        return [pickle.loads(piece) for piece in pieces]
+
+    # ---- liveness and the end
+
+    def tick(self) -> None:
+        """Say "still at work"; called between steps of anything long, costs nothing mostly."""
+        self._moves += 1
+        now = time.monotonic()
+        if now - self._last_tick > 0.5:
+            self._last_tick = now
+            self._answer()
+
+    def fail(self, message: str, status: int = 1, everywhere: bool = False) -> NoReturn:
+        """Print once and end all ranks with ``status``.
+
+        Args:
+            everywhere: the cause reaches most ranks (a signal): all but rank 0 let it speak first.
+        """
+        if self.rank:
+            time.sleep(2.0 if everywhere else min(0.02 * self.rank, 0.5))
+        sys.stdout.flush()
+        print(message, file=sys.stderr, flush=True)
+        if self._everybody.size == 1:
+            os._exit(status)
+        time.sleep(0.3)  # the launcher loses what it has not forwarded when it ends the ranks
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library's own note on MPI_Abort
+        self._world.Abort(status)
+        os._exit(status)
+
+    def close(self) -> NoReturn:
+        """End this rank with status 0, together with the others.
+
+        Without Python's teardown: it takes ten seconds over 33 ranks and can change nothing.
+        """
+        if self._everybody.size > 1:
+            self._wait(self._everybody.Ibarrier(), "end")
+        self._mpi.Finalize()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # The C library's exit: MPICH takes leave of its launcher in an atexit handler, and a rank
+        # that skips it (os._exit) is taken for a crashed one.
+        ctypes.CDLL(None).exit(0)
+        os._exit(0)
+
+    # ---- inside
+
+    def _whole(self, array: np.ndarray) -> list[Any]:
+        """A buffer specification in rows, so that element counts never exceed 2^31."""
+        return [array, self._mpi._typedict[array.dtype.char]]
+
+    def _row(self, rows: np.ndarray) -> Any:
+        """One row as a datatype: counts are then numbers of rows, far from 2^31."""
+        length = int(np.prod(rows.shape[1:], dtype=np.int64))
+        return self._mpi._typedict[rows.dtype.char].Create_contiguous(length).Commit()
+
+    def _placed(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
+        """(counts, displacements) by rank; rank 0 has no rows of its own here."""
+        by_rank = [0, *map(int, counts)]
+        return by_rank, [0, *np.cumsum(by_rank)[:-1].tolist()]
+
+    def _count(self, kind: str, nbytes: int) -> None:
+        self.sent[kind] += int(nbytes)
+
+    def _wait(self, request: Any, what: str) -> None:
+        start = asked = time.monotonic()
+        cpu = time.thread_time()
+        while not request.Test():
+            now = time.monotonic()
+            if not self.spins:
+                time.sleep(min(LONGEST, max(SHORTEST, SHARE * (now - start))))
+            if now - asked > 1.0:
+                asked = now
+                self._answer()
+            if now - start > self._timeout:
+                self._roll_call(what, now - start)
+                start = asked = time.monotonic()
+        self._moves += 1
+        self.wait_seconds += time.monotonic() - start
+        self.wait_cpu += time.thread_time() - cpu
+
+    def _answer(self) -> None:
+        """Answer ranks that ask who is still alive."""
+        status = self._mpi.Status()
+        while self._calls.Iprobe(tag=CALL, status=status):
+            self._calls.recv(source=status.Get_source(), tag=CALL)
+            self._calls.isend(self._moves, dest=status.Get_source(), tag=HERE).Free()
+
+    def _roll_call(self, what: str, waited: float) -> None:
+        """Ask every rank for a sign of life; end the run and name those that give none."""
+        ranks = set(range(self._calls.size))
+        others = ranks - {self.rank}
+        for rank in others:
+            self._calls.isend(None, dest=rank, tag=CALL).Free()
+        until = time.monotonic() + min(15.0, max(2.0, self._timeout / 10))
+        status = self._mpi.Status()
+        while others and time.monotonic() < until:
+            self._answer()
+            while self._calls.Iprobe(tag=HERE, status=status):
+                self._calls.recv(source=status.Get_source(), tag=HERE)
+                others.discard(status.Get_source())
+            time.sleep(0.01)
+        if others:
+            if self.rank > min(ranks - others):
+                time.sleep(3.0)  # the lowest rank alive speaks for all
+            names = ", ".join(map(str, sorted(others)))
+            self.fail(
+                f"amn_mpi: rank {names} hangs: no sign of life while rank {self.rank} on "
+                f"{self.host} waited {waited:.0f} s in {what} (comm.timeout = {self._timeout:g})"
+            )
+
+
+def _check_launcher(size: int, library: str) -> None:
+    """Stop when the launcher started more ranks than this MPI library sees.
+
+    A launcher of another MPI starts N jobs of one rank each and says nothing.
+    """
+    for size_name, rank_name in LAUNCHERS:
+        started = os.environ.get(size_name, "")
+        if not started.isdigit():
+            continue
+        if int(started) == size:
+            return
+        if os.environ.get(rank_name, "0") == "0":
+            print(
+                f"amn_mpi: the launcher started {started} ranks ({size_name}), the MPI library "
+                f"sees {size}: they do not belong together. Library: {library}; use its own "
+                "mpirun, or under Slurm srun --mpi=pmi2 (pmix for Open MPI).",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(2)

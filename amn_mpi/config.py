@@ -1,0 +1,178 @@
+"""The configuration: a tree of frozen dataclasses, one per section, and what each key may be.
+
+Every key carries its help text and its valid values, so the command line, ``--help`` and the
+error messages cannot drift apart. Reading YAML and the command line is in ``cli.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Iterator, Literal
+
+from amn_mpi.errors import ConfigError
+
+
+def key(default: Any, help: str, **limits: float) -> Any:
+    """A configuration key: default, one line of help, limits out of ``ge gt le lt``."""
+    return field(default=default, metadata={"help": help, "limits": limits})
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learnt from, and who gets which part of it."""
+
+    name: str = key("digits", "data set: digits mnist fashion_mnist emnist cifar10 cifar100, or FILE.h5/.npz")
+    root: str = key("", "folder that holds the data set's files (also $AMN_DATA)")
+    cache: str = key("", "folder for prepared data, seen by all hosts (also $AMN_CACHE; ~/.cache/amn_mpi)")
+    split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = key(
+        "balanced", "which of EMNIST's splits"
+    )
+    clients: int = key(32, "number of clients", ge=1)
+    train_per_client: int = key(
+        0, "training samples a client, held-out ones included; 0: an equal share of all", ge=0
+    )
+    test_per_client: int = key(0, "test samples a client; 0: test_fraction decides", ge=0)
+    test_fraction: float = key(0.25, "part of a client's samples kept for its test", gt=0, lt=1)
+    min_samples: int = key(10, "least number of training samples of any client", ge=1)
+    labels: Literal["iid", "dirichlet", "classes", "groups"] = key(
+        "dirichlet", "who sees which labels: the same mix, Dirichlet(alpha), k classes, a mix per group"
+    )
+    alpha: float = key(0.5, "Dirichlet concentration: small is skewed", gt=0)
+    classes_per_client: int = key(3, "classes each client sees, for labels = classes", ge=1)
+    label_groups: int = key(4, "groups of clients that share a label mix, for labels = groups", ge=1)
+    sizes: Literal["equal", "lognormal"] = key("equal", "all clients of one size, or log-normal sizes")
+    sigma: float = key(1.0, "spread of log-normal sizes", ge=0)
+    concept: Literal["none", "rotate", "permute"] = key(
+        "permute", "hidden groups see rotated images, or permuted labels"
+    )
+    concept_groups: int = key(2, "number of hidden groups, for concept = rotate or permute", ge=1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network that every client trains."""
+
+    name: Literal["linear", "mlp", "cnn", "lenet5", "resnet8"] = key("mlp", "network, sized from the data")
+    hidden: int = key(64, "hidden units of the mlp", ge=1)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Training at a client, one round."""
+
+    epochs: int = key(1, "passes over the local data", ge=1)
+    steps: int = key(0, "steps of SGD instead of whole epochs; 0: epochs decide", ge=0)
+    batch_size: int = key(10, "samples a step", ge=1)
+    lr: float = key(0.05, "learning rate of SGD", gt=0)
+    momentum: float = key(0.0, "momentum of SGD, starting anew each round", ge=0, lt=1)
+    weight_decay: float = key(0.0, "L2 pull of the weights towards 0", ge=0)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy on every client's own test samples."""
+
+    every: int = key(1, "rounds between evaluations; the last five rounds are always evaluated", ge=1)
+    batch_size: int = key(1000, "samples a forward pass", ge=1)
+
+
+@dataclass(frozen=True)
+class Comm:
+    """How ranks wait for each other."""
+
+    wait: Literal["auto", "sleep", "spin"] = key(
+        "auto", "while waiting: spin only if every rank on the host has a core"
+    )
+    timeout: float = key(1800.0, "seconds without progress after which a rank counts as hung", gt=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    seed: int = key(0, "everything random follows from it", ge=0, lt=2**63)
+    rounds: int = key(40, "rounds of training", ge=1)
+    cohort: float = key(1.0, "fraction of the clients that train in a round", gt=0, le=1)
+    out: str = key("", "run folder (default: runs/<time>-<method>-<data>)")
+    baselines: str = key("", "methods run afterwards on the same clients, for the table: local,fedavg_ft")
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "where clients train; auto: a GPU if there is one")
+    threads: int = key(1, "threads of each rank", ge=1)
+    progress: Literal["auto", "rich", "plain", "off"] = key("auto", "rich on a terminal, else plain lines")
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    local: Local = field(default_factory=Local)
+    method: Any = None
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    comm: Comm = field(default_factory=Comm)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, in the order of the fields."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One leaf of the tree, under its dotted name."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    limits: dict[str, float]
+
+    def valid(self) -> str:
+        """What the key may be, in words."""
+        choices = typing.get_args(self.type)
+        if choices:
+            return "one of " + ", ".join(map(str, choices))
+        kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[self.type]
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        return " ".join([kind] + [f"{signs[k]} {v:g}" for k, v in self.limits.items()])
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value of the right type is one of the valid ones."""
+        choices = typing.get_args(self.type)
+        if choices:
+            return value in choices
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        tests = {"ge": "__ge__", "gt": "__gt__", "le": "__le__", "lt": "__lt__"}
+        return all(getattr(float(value), tests[k])(float(v)) for k, v in self.limits.items())
+
+
+def keys(cls: type, prefix: str = "") -> Iterator[Key]:
+    """All leaves of a dataclass tree; ``method`` (chosen by name) is left to its own class."""
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            yield from keys(hints[f.name], f"{prefix}{f.name}.")
+        elif f.name != "method" or prefix:
+            limits = f.metadata.get("limits", {})
+            yield Key(prefix + f.name, hints[f.name], f.default, f.metadata.get("help", ""), limits)
+
+
+def all_keys(options: type) -> dict[str, Key]:
+    """Every key of a run whose method takes ``options``, by dotted name."""
+    found = {k.name: k for k in keys(Config)}
+    found.update({k.name: k for k in keys(options, "method.")})
+    return found
+
+
+def build(values: dict[str, Any], options: type) -> Config:
+    """The checked, frozen configuration from nested values of the right types.
+
+    Raises:
+        ConfigError: a value is out of range, or two keys contradict each other.
+    """
+    for k in all_keys(options).values():
+        value: Any = values
+        for part in k.name.split("."):
+            value = value[part]
+        if not k.accepts(value):
+            raise ConfigError(f"{k.name} = {value}: valid is {k.valid()}")
+    sections = {"data": Data, "model": Model, "local": Local, "evaluate": Evaluate, "comm": Comm}
+    sections["method"] = options
+    return Config(**{k: sections[k](**v) if k in sections else v for k, v in values.items()})

@@ -1,0 +1,135 @@
+"""What a method's wire declaration means in messages: buffers, order, weights.
+
+Rows travel straight from and to flat buffers that are allocated once. Placement is in contiguous
+blocks of clients, so rows from the ranks lie in cohort order on rank 0 as they arrive.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+import torch
+
+from amn_mpi.comm import Communicator
+from amn_mpi.errors import UserError
+from amn_mpi.methods.base import Arrived, Method, State, Update
+from amn_mpi.placement import Placement
+
+# A weighted parameter is sent as a multiple of 2^-40: the sum over any number of clients is exact
+# as long as its magnitude stays under 2^22, and 2^-41 is far under float32's step at 1e-3.
+FIXED = 2.0**40
+BOUND = 2.0**21
+
+
+class Exchange:
+    """The messages of one run, the same calls on every rank.
+
+    Args:
+        initial: the initial model, (P,), on every rank that trains or serves.
+    """
+
+    def __init__(
+        self,
+        comm: Communicator,
+        placement: Placement,
+        method: Method,
+        samples: np.ndarray,
+        cohort_size: int,
+        initial: torch.Tensor,
+    ) -> None:
+        self.comm, self.placement, self.method, self.samples = comm, placement, method, samples
+        wire, size = method.wire, len(initial)
+        own = 0 if comm.owner is None else len(placement.clients(comm.owner))
+        own = min(own, cohort_size)
+        self._sum = torch.zeros(wire.vectors, size, dtype=torch.int64) if wire.up == "mean" else None
+        serves = cohort_size if comm.is_server else 0
+        self._down = torch.zeros(*self._down_shape(wire.down, own, serves), size)
+        self.up = torch.zeros(own if wire.up == "rows" else min(own, 1), wire.vectors, size)
+        gathers = comm.is_server and comm.size > 1 and wire.up == "rows"
+        self._gathered = torch.zeros(cohort_size if gathers else 0, wire.vectors, size)
+        self._newest = -1
+
+    def down(self, round: int, cohort: np.ndarray, server: State) -> torch.Tensor:
+        """Rank 0 personalises and sends; returns what this rank received.
+
+        Returns:
+            (1, P) for a broadcast, a row for each of this rank's members of the cohort, or
+            (0, P) where nothing goes down.
+        """
+        wire, comm = self.method.wire, self.comm
+        if wire.down == "broadcast":
+            return self.newest(round, cohort, server)
+        if wire.down == "none":
+            return self._down
+        counts = self.placement.counts(cohort)
+        rows = self._down[: len(cohort)]
+        if comm.is_server:
+            self.method.personalise(server, round, cohort, rows)
+        mine = 0 if comm.owner is None else int(counts[comm.owner])
+        out = rows.numpy() if comm.is_server else self._down[:mine].numpy()
+        got = comm.scatter_rows(rows.numpy() if comm.is_server else None, counts, out)
+        return torch.from_numpy(got)
+
+    def newest(self, round: int, cohort: np.ndarray, server: State) -> torch.Tensor:
+        """The broadcast of a round, (1, P), sent once however often it is asked for.
+
+        The model that evaluation needs after round t is what round t + 1 starts from.
+        """
+        if self.method.wire.down != "broadcast" or self._newest == round:
+            return self._down[:1]
+        if self.comm.is_server:
+            self.method.personalise(server, round, cohort, self._down)
+        self.comm.broadcast(self._down.numpy())
+        self._newest = round
+        return self._down
+
+    def slot(self, position: int) -> torch.Tensor:
+        """(vectors, P): where this rank's ``position``-th client of the cohort puts what it sends."""
+        return self.up[position if self.method.wire.up == "rows" else 0]
+
+    def take(self, client: int, position: int, cohort: np.ndarray, update: Update) -> None:
+        """A client's turn is over: check what it leaves and, for a mean, add it to the sum."""
+        vectors = self.slot(position)
+        if not all(torch.isfinite(v.sum()) for v in (vectors, *update.state.values())):
+            raise UserError(
+                f"client {client} diverged: its model holds NaN or Inf; a smaller local.lr is "
+                "the usual remedy"
+            )
+        if self._sum is None:
+            return
+        weight = float(self.samples[client]) / float(self.samples[cohort].sum())
+        if float(vectors.abs().max()) * weight > BOUND:
+            raise UserError(f"client {client} diverged: a weighted parameter exceeds {BOUND:g}")
+        self._sum += (vectors.double() * (weight * FIXED)).round_().long()
+
+    def bring_up(self, cohort: np.ndarray, updates: Sequence[Update]) -> Arrived | None:
+        """What the cohort returned, on rank 0; None elsewhere."""
+        wire, comm = self.method.wire, self.comm
+        counts = self.placement.counts(cohort)
+        rows = mean = None
+        if wire.up == "rows":
+            own, whole = self.up[: len(updates)].numpy(), self._gathered[: len(cohort)].numpy()
+            into = whole if comm.is_server and comm.size > 1 else None
+            rows = torch.from_numpy(comm.gather_rows(own, counts, into))
+        elif self._sum is not None:
+            total = torch.from_numpy(comm.sum_exact(self._sum.numpy()))
+            mean = (total.double() / FIXED).float() if comm.is_server else None
+            self._sum.zero_()
+        table = [[u.figures[name] for name in wire.figures] for u in updates]
+        figures = self.gather_numbers(np.array(table, np.float64), len(wire.figures), cohort)
+        if not comm.is_server:
+            return None
+        return Arrived(rows, mean, {name: figures[:, k] for k, name in enumerate(wire.figures)})
+
+    def gather_numbers(self, own: np.ndarray, width: int, cohort: np.ndarray) -> np.ndarray:
+        """Rows of ``width`` float64 from every client of the cohort, in cohort order on rank 0."""
+        if not width:
+            return np.zeros((len(cohort), 0))
+        into = np.empty((len(cohort), width)) if self.comm.is_server else None
+        own = np.ascontiguousarray(own, np.float64).reshape(-1, width)
+        return self.comm.gather_rows(own, self.placement.counts(cohort), into)
+
+    @staticmethod
+    def _down_shape(down: str, own: int, serves: int) -> tuple[int]:
+        return ({"none": 0, "broadcast": 1, "rows": max(own, serves)}[down],)

@@ -1,0 +1,122 @@
+"""The entry: ``mpirun -n 33 python -m amn_mpi.main --config FILE.yaml --key value ...``
+
+Exit status: 0 finished, 1 something the user can mend (one line says what) or an error with its
+traceback, 2 a wrong configuration, 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn, Sequence
+
+STARTED = time.monotonic()
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")  # one thread a rank; torch's is set from the config
+
+from amn_mpi.comm import Communicator  # noqa: E402
+from amn_mpi.errors import Stopped, UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from amn_mpi.config import Config
+    from amn_mpi.data import Federation
+    from amn_mpi.runfolder import RunFolder
+
+
+def main(argv: Sequence[str]) -> NoReturn:
+    """Run on this rank and end the process; never returns."""
+    comm = Communicator()
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, _stop)
+        work(comm, argv)
+    except UserError as error:
+        comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, Stopped))
+    except BaseException:
+        comm.fail(f"amn_mpi: error on rank {comm.rank} ({comm.host}):\n{traceback.format_exc()}")
+    comm.close()
+
+
+def work(comm: Communicator, argv: Sequence[str]) -> None:
+    """Configuration, data, runs, result."""
+    config, dry = comm.share(_configure(argv) if comm.is_server else None)
+    if config is None:
+        return
+    comm.configure(config.comm.wait, config.comm.timeout)
+    if not _needed(comm, config):
+        return
+    if dry:
+        if comm.is_server:
+            _dry_run(config, comm)
+        return
+    folder = _open_folder(config) if comm.is_server else None
+    if comm.owner is not None:
+        import torch  # noqa: F401  # takes a second or more a rank: while rank 0 prepares the data
+    fed = comm.share(_prepare(config, comm) if comm.is_server else None)
+
+    from amn_mpi import finish
+
+    finish.run_all(config, comm, fed, folder, STARTED)
+
+
+def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
+    from amn_mpi import cli
+
+    try:
+        return cli.parse(argv)
+    except cli.Printed as answer:
+        print(answer, flush=True)
+        return None, False
+
+
+def _needed(comm: Communicator, config: Config) -> bool:
+    """Whether this rank has work; ranks beyond the clients only wait for the end."""
+    ranks = config.data.clients + 1
+    if comm.size > ranks and comm.is_server:
+        print(
+            f"amn_mpi: warning: {comm.size} ranks for {config.data.clients} clients and the "
+            f"server: {comm.size - ranks} stay idle",
+            file=sys.stderr,
+            flush=True,
+        )
+    return comm.keep(ranks)
+
+
+def _open_folder(config: Config) -> RunFolder:
+    from amn_mpi.runfolder import RunFolder, default_name
+
+    folder = RunFolder(config.out or default_name(config))
+    folder.start(config)
+    return folder
+
+
+def _prepare(config: Config, comm: Communicator) -> Federation:
+    """The prepared data, and a warning where the run will not fit into this machine."""
+    from amn_mpi import budget, data
+
+    fed = data.prepare(config.data, config.seed)
+    for line in budget.warnings(config, fed, comm):
+        print(f"amn_mpi: warning: {line}", file=sys.stderr, flush=True)
+    return fed
+
+
+def _dry_run(config: Config, comm: Communicator) -> None:
+    import yaml
+
+    from amn_mpi import budget, data
+
+    fed = data.describe(config.data, config.seed)
+    print(yaml.safe_dump(config.as_dict(), sort_keys=False))
+    budget.show(config, fed, comm)
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    name = signal.Signals(number).name
+    raise Stopped(f"stopped by {name}; the run is unfinished", 128 + number)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,231 @@
+"""AMN, the attention-enhanced meta-learning network: the method this project is about.
+
+After Gao, Wang, Liu, Ma, Journal of Computer Research and Development 61(1), 2024, 196-208, doi
+10.7544/issn1000-1239.202220922. The published description is: model parameters as features, a
+meta-network that gives each client a meta-model which finds who resembles it, two layers that
+trade personality against commonality, meta-model and local model trained in turn. The equations
+here and in ``meta.py`` are this project's reading of that description; see README.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Iterator, Literal, Mapping
+
+import numpy as np
+
+from amn_mpi import rng
+from amn_mpi.config import key
+from amn_mpi.methods.base import Arrived, Client, Method, Setting, State, Update, Wire
+
+if TYPE_CHECKING:
+    import torch
+
+    from amn_mpi.local import Engine
+
+
+RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of AMN."""
+
+    name: str = key("amn", "method")
+    tau: float = key(8.0, "sharpness of the attention", gt=0)
+    sketch: int = key(512, "numbers a layer's parameters are sketched to", ge=1)
+    gate: float = key(0.5, "share of the personal part at the start", gt=0, lt=1)
+    meta_lr: float = key(0.2, "step size of the meta-network (Adam)", ge=0)
+    common_rounds: int = key(5, "rounds of plain averaging first", ge=0)
+    held_out: float = key(0.125, "part of a client's training samples for the meta step alone", gt=0, lt=1)
+    rho_decay: float = key(0.7, "smoothing of the held-out losses that choose the blend", ge=0, lt=1)
+    report: Literal["local", "hybrid", "blend"] = key("blend", "which model is the client's own")
+
+
+class AMN(Method):
+    """One round: hybrids go down, each client returns its model and a held-out gradient.
+
+    The held-out gradient is taken at the adapted local model and stands for the one at the hybrid
+    (first order), so it needs no extra pass over the training samples.
+    """
+
+    Options = Options
+    wire = Wire(
+        down="rows",
+        up="rows",
+        vectors=2,
+        figures=tuple(f"held_loss_{rho:g}" for rho in RHO),
+        state=("model", "hybrid"),
+    )
+    models = ("local", "hybrid", "blend")
+
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self._tools: Any = None
+
+    @property
+    def headline(self) -> str:
+        return self.options.report
+
+    # ---- rank 0: the meta-network
+
+    def init(self, initial: torch.Tensor) -> State:
+        import torch
+
+        clients, layers = self.setting.clients, len(self.setting.layout.groups)
+        return {
+            "models": initial.repeat(clients, 1),
+            "reference": initial.clone(),
+            "seen": torch.zeros(clients, dtype=torch.bool),
+            "sketches": torch.zeros(clients, layers, self.options.sketch),
+            "meta": self._meta()[1].clone(),
+            "moments": torch.zeros(2, layers * layers + layers),
+            "steps": torch.zeros((), dtype=torch.int64),
+            "held_losses": torch.zeros(len(RHO), dtype=torch.float64),
+            "rho": torch.ones((), dtype=torch.float64),
+        }
+
+    def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
+        from amn_mpi import meta
+
+        if not server["seen"].any():
+            out.copy_(server["reference"].expand_as(out))
+            return
+        mixing = self._mixing(server, round, cohort)[0].detach()
+        meta.mix(mixing, server["models"], self.setting.layout, out)
+
+    def aggregate(
+        self, server: State, round: int, cohort: np.ndarray, arrived: Arrived
+    ) -> dict[str, Any]:
+        import torch
+
+        if round > self.options.common_rounds and self.options.meta_lr:
+            self._meta_step(server, round, cohort, arrived.rows[:, 1])
+        sketch = self._sketch()
+        for row, client in zip(arrived.rows[:, 0], cohort):
+            server["models"][client] = row
+            server["sketches"][client] = sketch(row - server["reference"])
+        server["seen"][torch.from_numpy(cohort)] = True
+        self._choose_rho(server, cohort, arrived.figures)
+        return self._figures(server)
+
+    def deploy(self, server: State) -> dict[str, float]:
+        return {"rho": float(server["rho"])}
+
+    def attention(self, server: State) -> np.ndarray:
+        """a_ij^l for every client from the latest models, (L, N, N)."""
+        everyone = np.arange(self.setting.clients)
+        return self._mixing(server, self.options.common_rounds + 1, everyone)[1].detach().numpy()
+
+    def server_rows(self) -> float:
+        return self.setting.clients + 2.0
+
+    def _meta(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """(network, its parameters as one vector, their gradient)."""
+        from amn_mpi import meta
+        from amn_mpi.params import ParameterLayout, bind
+
+        if self._tools is None:
+            layers = len(self.setting.layout.groups)
+            network = meta.MetaNetwork(layers, self.options.tau, self.options.gate)
+            self._tools = (network, *bind(network, ParameterLayout.of(network)))
+        return self._tools
+
+    def _sketch(self) -> Any:
+        from amn_mpi import meta
+
+        seed = rng.torch_seed(self.setting.seed, "sketch")
+        return meta.Sketch(self.setting.layout.groups, self.options.sketch, seed)
+
+    def _mixing(
+        self, server: State, round: int, cohort: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mixing weights, attention) for the cohort, each (L, n, N), differentiable."""
+        import torch
+
+        from amn_mpi import meta
+
+        network, parameters, _ = self._meta()
+        parameters.copy_(server["meta"])
+        seen, queries = server["seen"], torch.from_numpy(cohort)
+        samples = torch.from_numpy(self.setting.samples).float()
+        if round <= self.options.common_rounds:
+            plain = samples * seen / (samples * seen).sum()
+            everybody = plain.expand(len(self.setting.layout.groups), len(cohort), -1)
+            return everybody, everybody
+        allowed = seen.expand(len(cohort), -1) & seen[queries, None]
+        allowed = allowed & (torch.arange(len(seen)) != queries[:, None])
+        similarity = meta.similarities(server["sketches"], seen)[:, queries]
+        common = meta.leave_one_out(samples, seen, queries)
+        return network(similarity, allowed, common), network.attention(similarity, allowed)
+
+    def _meta_step(
+        self, server: State, round: int, cohort: np.ndarray, gradients: torch.Tensor
+    ) -> None:
+        """The chain rule on the models from which the hybrids were formed, then Adam."""
+        import torch
+
+        from amn_mpi import meta
+
+        _, parameters, gradient = self._meta()
+        inner = meta.products(gradients, server["models"], self.setting.layout)
+        weights = torch.from_numpy(self.setting.samples[cohort] / self.setting.samples[cohort].sum())
+        mixing = self._mixing(server, round, cohort)[0]
+        gradient.zero_()
+        meta.surrogate(mixing, inner, weights.float()).backward()
+        server["steps"] += 1
+        meta.adam(
+            server["meta"], gradient, server["moments"], int(server["steps"]), self.options.meta_lr
+        )
+
+    def _choose_rho(
+        self, server: State, cohort: np.ndarray, figures: Mapping[str, np.ndarray]
+    ) -> None:
+        """The blend with the lowest held-out loss, pooled over clients and smoothed over rounds."""
+        import torch
+
+        weights = self.setting.samples[cohort] / self.setting.samples[cohort].sum()
+        now = torch.tensor([float(figures[name] @ weights) for name in self.wire.figures])
+        decay = self.options.rho_decay if server["held_losses"].any() else 0.0
+        server["held_losses"].mul_(decay).add_(now.double(), alpha=1 - decay)
+        server["rho"].fill_(RHO[int(server["held_losses"].argmin())])
+
+    def _figures(self, server: State) -> dict[str, Any]:
+        network, parameters, _ = self._meta()
+        parameters.copy_(server["meta"])
+        attention = self.attention(server)
+        squares = (attention**2).sum(2)
+        neighbours = np.where(squares > 0, 1 / np.maximum(squares, 1e-12), 0).mean(1)
+        return {
+            "rho": float(server["rho"]),
+            "gate": network.gates().tolist(),
+            "evidence": network.omega().tolist(),
+            "effective_neighbours": neighbours.tolist(),
+        }
+
+    # ---- the client's rank
+
+    def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
+        held = held_out(len(client.y), self.options.held_out)
+        x, y, x_held, y_held = client.x[held:], client.y[held:], client.x[:held], client.y[:held]
+        model, gradient = client.up
+        model.copy_(engine.train(received, x, y, client.generator("shuffle")))
+        gradient.copy_(engine.gradient(model, x_held, y_held))
+        losses = [engine.loss(received.lerp(model, rho), x_held, y_held) for rho in RHO]
+        return Update(
+            figures=dict(zip(self.wire.figures, losses)),
+            state={"model": model, "hybrid": received},
+        )
+
+    def deployed(
+        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        model, hybrid = client.state["model"], client.state["hybrid"]
+        yield "local", model
+        yield "hybrid", hybrid
+        yield "blend", hybrid.lerp(model, numbers["rho"])
+
+
+def held_out(samples: int, fraction: float) -> int:
+    """How many of a client's training samples serve the meta step: at least 2, at most half."""
+    return max(min(2, samples // 2), min(samples // 2, round(fraction * samples)))

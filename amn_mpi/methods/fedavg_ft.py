@@ -1,0 +1,40 @@
+"""FedAvg with local fine-tuning before use: Yu et al., "Salvaging Federated Learning by Local
+Adaptation", arXiv:2002.04758, section 3 (fine-tuning)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Iterator, Mapping
+
+from amn_mpi.config import key
+from amn_mpi.methods.base import Client
+from amn_mpi.methods.fedavg import FedAvg
+
+if TYPE_CHECKING:
+    import torch
+
+    from amn_mpi.local import Engine
+
+
+@dataclass(frozen=True)
+class Options:
+    """Fine-tuning is one round of local training (``local.epochs`` or ``local.steps``)."""
+
+    name: str = key("fedavg_ft", "method")
+
+
+class FedAvgFinetuned(FedAvg):
+    """FedAvg's rounds; each client uses the global model after one round of local training.
+
+    The tuned model is thrown away after evaluation, so the global model never sees it.
+    """
+
+    Options = Options
+    models = ("finetuned", "global")
+
+    def deployed(
+        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        order = client.generator("finetune")
+        yield "finetuned", engine.train(received, client.x, client.y, order)
+        yield "global", received

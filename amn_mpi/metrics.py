@@ -1,0 +1,45 @@
+"""Figures over clients: every client counts the same, whatever its size, unless said otherwise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def accuracies(correct: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """Percent right per client, from counts (N,) and numbers of test samples (N,)."""
+    return 100.0 * correct / tested
+
+
+def summary(correct: np.ndarray, tested: np.ndarray) -> dict[str, Any]:
+    """What a set of per-client accuracies amounts to, in percent.
+
+    ``worst10`` is the mean of the lowest ceil(N / 10) clients; ``weighted_accuracy`` counts
+    clients by their test samples; ``deciles`` are the 10th to 90th percentiles.
+    """
+    percent = accuracies(correct, tested)
+    worst = np.sort(percent)[: math.ceil(len(percent) / 10)]
+    return {
+        "mean_accuracy": _round(percent.mean()),
+        "weighted_accuracy": _round(100.0 * correct.sum() / tested.sum()),
+        "std": _round(percent.std()),
+        "worst10": _round(worst.mean()),
+        "deciles": [_round(v) for v in np.percentile(percent, np.arange(10, 100, 10))],
+    }
+
+
+def inside_groups(attention: np.ndarray, groups: np.ndarray) -> list[float]:
+    """Share of the attention that stays inside the hidden groups, per layer.
+
+    Args:
+        attention: (L, N, N), rows sum to 1 or are 0. groups: (N,), used only to report.
+    """
+    same = groups[:, None] == groups[None, :]
+    rows = max(1.0, float((attention[0].sum(1) > 0).sum()))
+    return [_round((layer * same).sum() / rows) for layer in attention]
+
+
+def _round(value: float) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,93 @@
+"""What a person sees while a run goes on, and the table at its end. Rank 0 only.
+
+A live line where a terminal reads it, plain lines at a sensible rate elsewhere. rich is imported
+only when something is to be drawn.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, Sequence
+
+PLAIN_EVERY = 10.0
+
+
+class Progress:
+    """One line a round on a terminal (it is redrawn), or a line every ten seconds in a log."""
+
+    def __init__(self, kind: str, rounds: int) -> None:
+        self._rounds, self._started = rounds, time.monotonic()
+        self._last, self._status = -PLAIN_EVERY, None
+        width = terminal_width() if kind in ("auto", "rich") else 0
+        self._off = kind == "off"
+        if kind == "rich" or (kind == "auto" and width):
+            self._status = _live(width or 80)
+
+    def show(self, label: str, done: int, accuracy: float | None, seconds: float) -> None:
+        """After round ``done``: accuracy in percent (None: not evaluated), seconds of the round."""
+        left = (self._rounds - done) * (time.monotonic() - self._started) / max(1, done)
+        score = "" if accuracy is None else f"  accuracy {accuracy:5.2f} %"
+        text = f"{label}  round {done}/{self._rounds}{score}  {seconds:.2f} s a round"
+        text += f"  {left:.0f} s left" if done < self._rounds else ""
+        now = time.monotonic()
+        if self._status is not None:
+            self._status.update(text)
+        elif not self._off and (now - self._last >= PLAIN_EVERY or done in (1, self._rounds)):
+            self._last = now
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+def terminal_width() -> int:
+    """Columns of the terminal that shows this process's output, 0 if none does.
+
+    Under a launcher standard output is a pipe; the terminal is found at one of the ancestors,
+    which pass the bytes on.
+    """
+    process = os.getpid()
+    for _ in range(6):
+        try:
+            with open(f"/proc/{process}/fd/1") as target:
+                return os.get_terminal_size(target.fileno()).columns
+        except (OSError, ValueError):
+            pass
+        try:
+            target_name = os.readlink(f"/proc/{process}/fd/1")
+            if not target_name.startswith(("pipe:", "socket:")):
+                return 0  # a file: whoever started the launcher wanted a log
+            with open(f"/proc/{process}/stat") as stat:
+                process = int(stat.read().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0
+        if process <= 1:
+            return 0
+    return 0
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table; plain characters where no terminal reads it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    width = terminal_width()
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(str, row))
+    Console(width=width or 100, force_terminal=bool(width)).print(grid)
+    sys.stdout.flush()
+
+
+def _live(width: int) -> Any:
+    from rich.console import Console
+
+    status = Console(width=width, force_terminal=True).status("starting", refresh_per_second=2)
+    status.start()
+    return status

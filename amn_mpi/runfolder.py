@@ -1,0 +1,137 @@
+"""The folder of a run: lock, metrics.jsonl, models.h5, result.json.
+
+``result.json`` appears in one step when everything else is written: a folder without it holds an
+unfinished run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Iterable
+
+import numpy as np
+
+from amn_mpi.config import Config
+from amn_mpi.errors import UserError
+from amn_mpi.params import ParameterLayout
+
+HELD = ("metrics.jsonl", "result.json", "models.h5")
+
+
+def default_name(config: Config) -> str:
+    """``runs/<time>-<method>-<data>``."""
+    data = Path(config.data.name).stem
+    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method.name}-{data}"
+
+
+class RunFolder:
+    """Made and locked by rank 0 before anything is computed.
+
+    The lock is the operating system's (flock): it goes with the process, however that ends.
+
+    Raises:
+        UserError: the folder cannot be written, holds a run, or is in use.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"out = {path}: another run is writing there now") from None
+        there = [name for name in HELD if (self.path / name).exists()]
+        if there:
+            raise UserError(
+                f"out = {path}: holds a run already ({', '.join(there)}); choose another folder"
+            )
+
+    def start(self, config: Config) -> None:
+        """Write the resolved configuration and open the metrics."""
+        import yaml
+
+        self._write("config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False))
+        self._write("metrics.jsonl", "")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self._guard("metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json whole or not at all, and give the folder back."""
+        temporary = self.path / ".result.json"
+        self._write(temporary.name, json.dumps(result, indent=1) + "\n")
+        os.replace(temporary, self.path / "result.json")
+        (self.path / ".lock").unlink()
+        self._lock.close()
+
+    def write_models(
+        self,
+        layout: ParameterLayout,
+        clients: int,
+        rows: Iterable[tuple[int, np.ndarray]],
+        about: dict[str, Any],
+    ) -> str:
+        """models.h5 from (client, row) in any order; returns the SHA-256 of all rows in order.
+
+        Raises:
+            UserError: the file cannot be written (a full disk); nothing half-written stays.
+        """
+        import h5py
+
+        final, temporary = self.path / "models.h5", self.path / ".models.h5"
+        try:
+            with h5py.File(temporary, "w") as file:
+                models = file.create_dataset("models", (clients, layout.size), "<f4")
+                for client, row in rows:
+                    models[client] = row
+                for name, value in about.items():
+                    file.attrs[name] = value
+                file.attrs["layout"] = json.dumps(layout.as_dict())
+                file.flush()
+                digest = hashlib.sha256()
+                for client in range(clients):
+                    digest.update(models[client].tobytes())
+            os.replace(temporary, final)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"{final}: cannot be written: {_reason(error)}") from None
+        return digest.hexdigest()
+
+    def _write(self, name: str, text: str) -> None:
+        with self._guard(name), open(self.path / name, "w") as file:
+            file.write(text)
+
+    def _guard(self, name: str) -> _Guard:
+        return _Guard(self.path / name)
+
+
+class _Guard:
+    """Turns an OSError while writing into one line that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise UserError(f"{self.path}: cannot be written: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    """The system's words; HDF5 hides them in a longer text."""
+    if error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,242 @@
+"""From a configuration and prepared data to a run that can start, on every rank.
+
+The ranks stay; runs come and go: the baselines of a run, and later whole comparisons, share one
+start of the ranks and one reading of the data.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Iterator
+
+import numpy as np
+import torch
+
+from amn_mpi import data, methods, metrics, models, rng, rounds
+from amn_mpi.clock import Clock
+from amn_mpi.comm import Communicator
+from amn_mpi.config import Config
+from amn_mpi.errors import ConfigError, UserError
+from amn_mpi.exchange import Exchange
+from amn_mpi.local import Engine
+from amn_mpi.methods.base import Method, Setting
+from amn_mpi.params import ParameterLayout
+from amn_mpi.placement import Placement, place
+from amn_mpi.progress import Progress
+from amn_mpi.rounds import Outcome, Run, Samples
+from amn_mpi.runfolder import RunFolder
+
+
+def training_steps(config: Config, samples: np.ndarray) -> np.ndarray:
+    """Steps of one round per client, the measure of its work, shape (N,)."""
+    if config.local.steps:
+        return np.full(len(samples), config.local.steps)
+    return -(-samples // config.local.batch_size) * config.local.epochs
+
+
+def choose_device(name: str, rank_on_host: int) -> torch.device:
+    """``auto`` takes a GPU where there is one; ranks of a host take turns over its GPUs.
+
+    Raises:
+        ConfigError: ``cuda`` is asked for and there is none.
+    """
+    if name == "cpu" or not torch.cuda.is_available():
+        if name == "cuda":
+            raise ConfigError("device = cuda: this host has no usable GPU; valid are auto, cpu")
+        return torch.device("cpu")
+    return torch.device("cuda", rank_on_host % torch.cuda.device_count())
+
+
+def load_samples(
+    fed: data.Federation, clients: range, seed: int, device: torch.device
+) -> dict[int, Samples]:
+    """A rank's clients as tensors; training samples in an order random but fixed for the run.
+
+    The first of them can then serve as held-out part without another draw.
+    """
+    loaded: dict[int, Samples] = {}
+    for number, client in zip(clients, data.load_clients(fed, list(clients))):
+        order = rng.generator(seed, "order", client=number).permutation(len(client.y_train))
+        arrays = (client.x_train[order], client.y_train[order], client.x_test, client.y_test)
+        loaded[number] = Samples(*(torch.from_numpy(a).to(device) for a in arrays))
+    return loaded
+
+
+class Session:
+    """The ranks with their data, ready for one run after another.
+
+    Raises:
+        UserError: on rank 0 or the rank concerned; every rank takes part in the calls.
+    """
+
+    def __init__(self, config: Config, comm: Communicator, fed: data.Federation) -> None:
+        torch.set_num_threads(config.threads)
+        self.config, self.comm, self.fed = config, comm, fed
+        self.placement = place(training_steps(config, fed.train).tolist(), comm.owners)
+        self.module = models.build(config.model, fed.shape, fed.classes, config.seed)
+        self.layout = ParameterLayout.of(self.module)
+        self.initial = torch.nn.utils.parameters_to_vector(self.module.parameters()).detach().clone()
+        self.engine, self.samples = None, {}
+        if comm.owner is not None:
+            device = choose_device(config.device, max(0, comm.rank_on_host - 1))
+            self.samples = load_samples(fed, self.placement.clients(comm.owner), config.seed, device)
+            self.engine = Engine(
+                self.module,
+                self.layout,
+                config.local,
+                fed.shape,
+                config.evaluate.batch_size,
+                device,
+                comm.tick,
+            )
+
+    def method(self, config: Config) -> Method:
+        setting = Setting(self.layout, self.fed.train, config.seed, config.local)
+        return methods.get(config.method.name)(config.method, setting)
+
+    def run(self, config: Config, clock: Clock) -> Run:
+        """A run at its beginning: buffers, and state that starts as the initial model."""
+        method, comm = self.method(config), self.comm
+        cohort = rng.cohort(config.seed, 1, self.fed.clients, config.cohort)
+        exchange = Exchange(
+            comm, self.placement, method, self.fed.train, len(cohort), self.initial
+        )
+        state = {name: self.initial.repeat(len(self.samples), 1) for name in method.wire.state}
+        server = method.init(self.initial) if comm.is_server else {}
+        return Run(
+            config=config,
+            comm=comm,
+            placement=self.placement,
+            method=method,
+            exchange=exchange,
+            clock=clock,
+            engine=self.engine,
+            samples=self.samples,
+            state=state,
+            server=server,
+        )
+
+
+class Recorder:
+    """Rank 0's account of a run: one line of metrics a round, and what the result is made of."""
+
+    def __init__(
+        self, session: Session, run: Run, folder: RunFolder | None, progress: Progress, label: str
+    ) -> None:
+        self.session, self.run, self.folder = session, run, folder
+        self.progress, self.label = progress, label
+        self.tested = session.fed.test
+        self.rounds: list[dict[str, Any]] = []
+        self.seconds: list[float] = []
+        self.correct = np.zeros((session.fed.clients, len(run.method.models)), np.int64)
+        self._mark()
+
+    def __call__(self, outcome: Outcome) -> None:
+        """Record one finished round."""
+        seconds = self._mark()
+        self.seconds.append(seconds)
+        row: dict[str, Any] = {"round": outcome.round, "clients": len(outcome.cohort)}
+        if outcome.correct is not None:
+            self.correct = outcome.correct
+            row.update(self._scores(outcome.correct))
+        row.update(outcome.figures)
+        row.update(self._groups())
+        self.rounds.append(row)
+        if self.folder is not None:
+            self.folder.add({**row, "seconds": round(seconds, 4)})
+        self.progress.show(self.label, outcome.round, row.get("mean_accuracy"), seconds)
+
+    def scores(self) -> dict[str, Any]:
+        """The configured model's figures over clients and rounds, and those of the others."""
+        headline = self.run.method.models.index(self.run.method.headline)
+        scored = [row for row in self.rounds if "mean_accuracy" in row]
+        best = max(scored, key=lambda row: row["mean_accuracy"])
+        result = metrics.summary(self.correct[:, headline], self.tested)
+        result["mean_last5"] = round(float(np.mean([r["mean_accuracy"] for r in scored[-5:]])), 6)
+        result["best_round"], result["best_accuracy"] = best["round"], best["mean_accuracy"]
+        result["models"] = {}
+        for k, name in enumerate(self.run.method.models):
+            of_model = metrics.summary(self.correct[:, k], self.tested)
+            last = np.mean([r["models"][name]["mean_accuracy"] for r in scored[-5:]])
+            result["models"][name] = {**of_model, "mean_last5": round(float(last), 6)}
+        return result
+
+    def _scores(self, correct: np.ndarray) -> dict[str, Any]:
+        names = self.run.method.models
+        each = {n: metrics.summary(correct[:, k], self.tested) for k, n in enumerate(names)}
+        short = {
+            n: {"mean_accuracy": s["mean_accuracy"], "worst10": s["worst10"]} for n, s in each.items()
+        }
+        headline = each[self.run.method.headline]
+        return {**{k: headline[k] for k in ("mean_accuracy", "worst10", "std")}, "models": short}
+
+    def _groups(self) -> dict[str, Any]:
+        """Share of the attention inside the hidden groups; the method never sees them."""
+        fed, attention = self.session.fed, self.run.method.attention(self.run.server)
+        if attention is None:
+            return {}
+        groups = {"concept": np.asarray(fed.concept_group), "label": np.asarray(fed.label_group)}
+        return {
+            f"inside_{name}_groups": metrics.inside_groups(attention, group)
+            for name, group in groups.items()
+            if len(np.unique(group)) > 1
+        }
+
+    def _mark(self) -> float:
+        """Seconds since the last call, without evaluation."""
+        now = time.monotonic()
+        spent = self.run.clock.seconds["evaluate"]
+        before, self._last = getattr(self, "_last", (now, spent)), (now, spent)
+        return (now - before[0]) - (spent - before[1])
+
+
+def train(
+    session: Session, config: Config, clock: Clock, folder: RunFolder | None
+) -> tuple[Run, Recorder | None]:
+    """One run from its beginning to its end; the recorder exists on rank 0."""
+    run = session.run(config, clock)
+    if not session.comm.is_server:
+        rounds.train(run, lambda outcome: None)
+        return run, None
+    progress = Progress(config.progress, config.rounds)
+    recorder = Recorder(session, run, folder, progress, config.method.name)
+    try:
+        rounds.train(run, recorder)
+    finally:
+        progress.close()
+    return run, recorder
+
+
+def final_models(run: Run) -> Iterator[tuple[int, np.ndarray]]:
+    """(client, its own model) for all clients, on rank 0; a collective call.
+
+    One client of each owner at a time: rank 0 needs a row an owner, never N x P.
+    """
+    comm, placement = run.comm, run.placement
+    size, most = run.method.setting.layout.size, max(np.diff(placement.bounds))
+    own = rounds.personal_models(run, run.config.rounds)
+    for k in range(most):
+        counts = [int(k < len(placement.clients(owner))) for owner in range(placement.owners)]
+        row = np.empty((0, size), np.float32)
+        if comm.owner is not None and counts[comm.owner]:
+            row = _headline(run, next(own)[1])
+        elif k == 0:
+            next(own, None)
+        out = np.empty((sum(counts), size), np.float32) if comm.is_server else None
+        rows = comm.gather_rows(row, counts, out)
+        if comm.is_server:
+            owners = [owner for owner, one in enumerate(counts) if one]
+            yield from ((placement.bounds[owner] + k, rows[j]) for j, owner in enumerate(owners))
+
+
+def _headline(run: Run, own: Iterator[tuple[str, torch.Tensor]]) -> np.ndarray:
+    vectors = (vector for name, vector in own if name == run.method.headline)
+    return next(vectors).detach().cpu().numpy().reshape(1, -1).copy()
+
+
+def check_everywhere(comm: Communicator, error: UserError | None) -> None:
+    """Raise on rank 0 what any rank ran into while it got ready, once for all."""
+    troubles = [trouble for trouble in comm.collect(None if error is None else str(error)) if trouble]
+    if troubles:
+        raise UserError(troubles[0])
+    comm.share(None)
