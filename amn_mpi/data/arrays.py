@@ -1,0 +1,131 @@
+"""A user's own data: an HDF5 (.h5, .hdf5) or NumPy (.npz) file with arrays ``x`` and ``y``.
+
+``x``: n rows; uint8 images (n, h, w), (n, h, w, c) with c 1 or 3, or (n, c, h, w); or floats of
+any shape. ``y``: n integers from 0 up. ``class_names`` (optional): one string for each label.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from amn_mpi.data.raw import Raw
+from amn_mpi.errors import UserError
+
+if TYPE_CHECKING:
+    from amn_mpi.config import Data
+
+SUFFIXES = (".h5", ".hdf5", ".npz")
+KEYS = ("x", "y", "class_names")
+
+
+def locate(data: Data) -> dict[str, Path]:
+    path = Path(data.name).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.name = {data.name}: there is no such file")
+    return {"file": path}
+
+
+def read(data: Data, files: dict[str, Path]) -> Raw:
+    """Raises ``UserError`` naming the file and the array that cannot be used."""
+    path = files["file"]
+    arrays = _load(path)
+    for key in ("x", "y"):
+        if not isinstance(arrays.get(key), np.ndarray):
+            raise UserError(f"{path}: has no array {key}; expected x and y, found "
+                            f"{', '.join(sorted(arrays)) or 'nothing'}")
+    x, y = arrays["x"], arrays["y"]
+    _check_labels(path, x, y)
+    labels, names = _names(path, y, arrays.get("class_names"))
+    if x.dtype == np.uint8:
+        return Raw(_channels_first(path, x), labels, names)
+    return Raw(_floats(path, x), labels, names, 1.0, 0.0)
+
+
+def _load(path: Path) -> dict[str, np.ndarray | None]:
+    """The arrays wanted, and None for whatever else the file holds."""
+    loader = _load_npz if path.suffix == ".npz" else _load_hdf5
+    try:
+        return loader(path)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({reason})") from None
+
+
+def _load_npz(path: Path) -> dict[str, np.ndarray | None]:
+    with np.load(path, allow_pickle=False) as file:
+        # A lone .npy file under this name loads as an array, which has no keys.
+        keys = getattr(file, "files", [])
+        return {key: file[key] if key in KEYS else None for key in keys}
+
+
+def _load_hdf5(path: Path) -> dict[str, np.ndarray | None]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return {key: _dataset(file[key]) if key in KEYS else None for key in file}
+
+
+def _dataset(item: object) -> np.ndarray | None:
+    """A data set's values; None for a group of that name."""
+    import h5py
+
+    if not isinstance(item, h5py.Dataset):
+        return None
+    if h5py.check_string_dtype(item.dtype):
+        return np.asarray(item.asstr()[...], dtype=np.str_)
+    return np.asarray(item[...])
+
+
+def _check_labels(path: Path, x: np.ndarray, y: np.ndarray) -> None:
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise UserError(f"{path}: y has shape {y.shape} and type {y.dtype}, expected (n,) integers")
+    if len(y) == 0:
+        raise UserError(f"{path}: y is empty")
+    if x.ndim == 0 or len(x) != len(y):
+        raise UserError(f"{path}: x has shape {x.shape}, expected {len(y)} rows, as many as y")
+    if y.min() < 0:
+        raise UserError(f"{path}: y has the label {y.min()}, expected 0 or more")
+
+
+def _channels_first(path: Path, x: np.ndarray) -> np.ndarray:
+    """(n, c, h, w) from any of the three image shapes; a view."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim != 4:
+        raise UserError(f"{path}: x is uint8 of shape {x.shape}, expected images "
+                        "(n, h, w), (n, h, w, c) or (n, c, h, w)")
+    if x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        return x.transpose(0, 3, 1, 2)
+    return x
+
+
+def _floats(path: Path, x: np.ndarray) -> np.ndarray:
+    """Finite float32; checked after the conversion, which can overflow."""
+    if not np.issubdtype(x.dtype, np.floating):
+        raise UserError(f"{path}: x has type {x.dtype}, expected uint8 images or floats")
+    if x.ndim < 2:
+        raise UserError(f"{path}: x has shape {x.shape}, expected (n, features) or more")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32, copy=False)
+    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    if not finite.all():
+        raise UserError(f"{path}: x has values that are NaN or infinite in {(~finite).sum()} of "
+                        f"{len(x)} rows, first in row {finite.argmin()}")
+    return x
+
+
+def _names(path: Path, y: np.ndarray, given: np.ndarray | None) -> tuple[np.ndarray, list[str]]:
+    """Labels 0..C-1 without gaps, and the name of each: as given, else the number in the file."""
+    values, labels = np.unique(y, return_inverse=True)
+    if given is None:
+        return labels.astype(np.int64), [str(v) for v in values]
+    names = [n.decode() if isinstance(n, bytes) else str(n) for n in given.ravel().tolist()]
+    if len(names) <= values[-1]:
+        raise UserError(f"{path}: class_names has {len(names)} entries, expected at least "
+                        f"{values[-1] + 1}, since y goes up to {values[-1]}")
+    return labels.astype(np.int64), [names[v] for v in values]

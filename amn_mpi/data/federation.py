@@ -1,0 +1,87 @@
+"""What all ranks need to know about the clients' data; no samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from amn_mpi.data import concept
+from amn_mpi.data.heterogeneity import assign
+from amn_mpi.data.raw import Raw
+
+if TYPE_CHECKING:
+    from amn_mpi.config import Data
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Who holds what, and where it lies in the cache file (sent to every rank).
+
+    ``path``: the file ("" when nothing was written); ``x_offset``, ``y_offset``: where its rows
+    begin, in bytes; ``x_dtype``: numpy's name of their type (y is int32); ``shape``: one sample.
+    Client i has rows ``start[i]`` to ``start[i + 1]``: ``train[i]`` for training, then
+    ``test[i]``. ``train_counts`` (N, C) counts labels as the client sees them. A model sees
+    ``x * scale + shift``.
+    """
+
+    name: str
+    path: str
+    x_offset: int
+    y_offset: int
+    x_dtype: str
+    shape: tuple[int, ...]
+    class_names: list[str]
+    scale: float
+    shift: float
+    start: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    train_counts: np.ndarray
+    label_group: np.ndarray
+    concept_group: np.ndarray
+
+    @property
+    def clients(self) -> int:
+        return len(self.train)
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A federation that is not written yet, with what writing it takes.
+
+    ``order`` (m,): index in the raw data of each row; ``y`` (m,) int32: its label as seen;
+    ``group`` (m,): its concept group; ``turns``: number of rotated groups (1: no rotation).
+    """
+
+    federation: Federation
+    order: np.ndarray
+    y: np.ndarray
+    group: np.ndarray
+    turns: int
+
+
+def plan(raw: Raw, data: Data, seed: int) -> Plan:
+    """Decide who gets which samples and sees them how. Raises ``ConfigError``."""
+    shape = raw.x.shape[1:]
+    concept.check_shape(data, shape)
+    classes = len(raw.class_names)
+    found = assign(raw.y, data, seed, classes)
+    table = concept.relabelling(data, classes, seed)
+    group = np.repeat(found.concept_group, np.diff(found.start))
+    counts = np.zeros_like(found.train_counts)
+    np.put_along_axis(counts, table[found.concept_group], found.train_counts, axis=1)
+    federation = Federation(
+        name=data.name, path="", x_offset=0, y_offset=0, x_dtype=raw.x.dtype.str, shape=shape,
+        class_names=list(raw.class_names), scale=raw.scale, shift=raw.shift, start=found.start,
+        train=found.train, test=found.test, train_counts=counts,
+        label_group=found.label_group, concept_group=found.concept_group,
+    )
+    turns = data.concept_groups if data.concept == "rotate" else 1
+    y = table[group, raw.y[found.order]].astype(np.int32)
+    return Plan(federation, found.order, y, group, turns)

@@ -1,0 +1,80 @@
+"""From the configuration to a federation: on rank 0 only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amn_mpi.data import cache
+from amn_mpi.data.federation import Federation, plan
+from amn_mpi.data.readers import reader
+from amn_mpi.errors import UserError
+
+if TYPE_CHECKING:
+    from amn_mpi.config import Data
+
+# Everything that decides who gets what; data.root and data.cache only say where things lie.
+KEYS = (
+    "name", "split", "clients", "train_per_client", "test_per_client", "test_fraction",
+    "min_samples", "labels", "alpha", "classes_per_client", "label_groups", "sizes", "sigma",
+    "concept", "concept_groups",
+)
+
+
+def describe(data: Data, seed: int) -> Federation:
+    """The federation without its samples: reads the data set, writes nothing."""
+    source = reader(data)
+    return plan(source.read(data, source.locate(data)), data, seed).federation
+
+
+def prepare(data: Data, seed: int) -> Federation:
+    """The federation, its samples in a cache file that is written if it is not there or damaged.
+
+    Raises ``UserError`` when the data set cannot be read or the cache not be written.
+    """
+    source = reader(data)
+    files = source.locate(data)
+    path = _folder(data) / f"{_stem(data)}-{_key(data, seed, files)}.h5"
+    found = cache.read(path)
+    if found is not None:
+        return found
+    raw = source.read(data, files)
+    cache.write(path, plan(raw, data, seed), raw.x)
+    found = cache.read(path)
+    if found is None:
+        raise UserError(f"{path}: was written, but does not read back; set data.cache or "
+                        "$AMN_CACHE to another folder")
+    return found
+
+
+def _folder(data: Data) -> Path:
+    given = data.cache or os.environ.get("AMN_CACHE") or "~/.cache/amn_mpi"
+    return Path(given).expanduser().absolute()
+
+
+def _stem(data: Data) -> str:
+    return Path(data.name).stem
+
+
+def _key(data: Data, seed: int, files: dict[str, Path]) -> str:
+    """Hash of all that the cache depends on, the source files' state included."""
+    content = {
+        "format": cache.FORMAT,
+        "seed": seed,
+        "data": {key: getattr(data, key) for key in KEYS},
+        "files": [_identity(path) for path in files.values()],
+    }
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    """Path, size and time of change: cheaper than a hash of the content, as make does it."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return str(path.resolve()), state.st_size, state.st_mtime_ns
