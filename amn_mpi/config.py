@@ -63,7 +63,7 @@ class Model:
 class Local:
     """Training at a client, one round."""
 
-    epochs: int = key(1, "passes over the local data", ge=1)
+    epochs: int = key(5, "passes over the local data", ge=1)
     steps: int = key(0, "steps of SGD instead of whole epochs; 0: epochs decide", ge=0)
     batch_size: int = key(10, "samples a step", ge=1)
     lr: float = key(0.05, "learning rate of SGD", gt=0)

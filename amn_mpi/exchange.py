@@ -16,10 +16,11 @@ from amn_mpi.errors import UserError
 from amn_mpi.methods.base import Arrived, Method, State, Update
 from amn_mpi.placement import Placement
 
-# A weighted parameter is sent as a multiple of 2^-40: the sum over any number of clients is exact
-# as long as its magnitude stays under 2^22, and 2^-41 is far under float32's step at 1e-3.
+# A weighted parameter is sent as a multiple of 2^-40, and 2^-41 is far under float32's step at
+# 1e-3. The weights sum to 1: with every parameter under 2^22 no sum exceeds 2^62, however many
+# clients there are.
 FIXED = 2.0**40
-BOUND = 2.0**21
+BOUND = 2.0**22
 
 
 class Exchange:
@@ -99,22 +100,23 @@ class Exchange:
         if self._sum is None:
             return
         weight = float(self.samples[client]) / float(self.samples[cohort].sum())
-        if float(vectors.abs().max()) * weight > BOUND:
-            raise UserError(f"client {client} diverged: a weighted parameter exceeds {BOUND:g}")
+        if float(vectors.abs().max()) > BOUND:
+            raise UserError(f"client {client} diverged: a parameter exceeds {BOUND:g}")
         self._sum += (vectors.double() * (weight * FIXED)).round_().long()
 
     def bring_up(self, cohort: np.ndarray, updates: Sequence[Update]) -> Arrived | None:
         """What the cohort returned, on rank 0; None elsewhere."""
         wire, comm = self.method.wire, self.comm
         counts = self.placement.counts(cohort)
-        rows = mean = None
+        rows = mean = torch.empty(0)
         if wire.up == "rows":
             own, whole = self.up[: len(updates)].numpy(), self._gathered[: len(cohort)].numpy()
             into = whole if comm.is_server and comm.size > 1 else None
             rows = torch.from_numpy(comm.gather_rows(own, counts, into))
         elif self._sum is not None:
             total = torch.from_numpy(comm.sum_exact(self._sum.numpy()))
-            mean = (total.double() / FIXED).float() if comm.is_server else None
+            if comm.is_server:
+                mean = (total.double() / FIXED).float()
             self._sum.zero_()
         table = [[u.figures[name] for name in wire.figures] for u in updates]
         figures = self.gather_numbers(np.array(table, np.float64), len(wire.figures), cohort)

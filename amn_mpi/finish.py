@@ -197,9 +197,15 @@ def _about(config: Config, fed: Federation) -> dict[str, Any]:
 
 
 def _peak_memory() -> float:
-    import resource
+    """Most resident memory so far in MB, libraries included.
 
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    Not getrusage: its maximum counts the process that this one was started from as well.
+    """
+    import re
+    from pathlib import Path
+
+    status = Path("/proc/self/status").read_text()
+    return round(int(re.findall(r"VmHWM:\s*(\d+)", status)[0]) / 1024, 1)
 
 
 def _versions(comm: Communicator) -> dict[str, str]:

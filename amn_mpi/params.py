@@ -47,7 +47,9 @@ class ParameterLayout:
     @classmethod
     def of(cls, module: torch.nn.Module) -> ParameterLayout:
         """Layout of a module's parameters in their own order; consecutive ones of a layer group."""
-        tensors, groups, start = [], [], 0
+        tensors: list[Tensor] = []
+        groups: list[Group] = []
+        start = 0
         for name, parameter in module.named_parameters():
             size = parameter.numel()
             tensors.append(Tensor(name, tuple(parameter.shape), start, size))

@@ -9,9 +9,12 @@ mean here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from amn_mpi.config import Local
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class Placement:
     def counts(self, cohort: np.ndarray) -> np.ndarray:
         """Members of the ``cohort`` per owner, shape (owners,)."""
         return np.diff(np.searchsorted(cohort, self.bounds))
+
+
+def training_steps(local: Local, samples: np.ndarray) -> list[int]:
+    """Steps of SGD in one round of each client, the measure of its work."""
+    if local.steps:
+        return [local.steps] * len(samples)
+    return (-(-samples // local.batch_size) * local.epochs).tolist()
 
 
 def place(work: Sequence[int], owners: int) -> Placement:

@@ -43,7 +43,6 @@ class Run:
         samples: this rank's clients by number, ascending; empty on a rank that only serves.
         state: name -> (own clients, P), in the same order.
         server: the method's server state on rank 0, else empty.
-        engine: None on a rank without clients.
     """
 
     config: Config
@@ -52,7 +51,7 @@ class Run:
     method: Method
     exchange: Exchange
     clock: Clock
-    engine: Engine | None
+    engine: Engine
     samples: dict[int, Samples]
     state: State
     server: State = field(default_factory=dict)

@@ -21,17 +21,10 @@ from amn_mpi.exchange import Exchange
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Method, Setting
 from amn_mpi.params import ParameterLayout
-from amn_mpi.placement import Placement, place
+from amn_mpi.placement import place, training_steps
 from amn_mpi.progress import Progress
 from amn_mpi.rounds import Outcome, Run, Samples
 from amn_mpi.runfolder import RunFolder
-
-
-def training_steps(config: Config, samples: np.ndarray) -> np.ndarray:
-    """Steps of one round per client, the measure of its work, shape (N,)."""
-    if config.local.steps:
-        return np.full(len(samples), config.local.steps)
-    return -(-samples // config.local.batch_size) * config.local.epochs
 
 
 def choose_device(name: str, rank_on_host: int) -> torch.device:
@@ -55,9 +48,11 @@ def load_samples(
     The first of them can then serve as held-out part without another draw.
     """
     loaded: dict[int, Samples] = {}
-    for number, client in zip(clients, data.load_clients(fed, list(clients))):
+    for number in clients:  # one by one: what was read is copied, and goes before the next comes
+        client = data.load_clients(fed, [number])[0]
         order = rng.generator(seed, "order", client=number).permutation(len(client.y_train))
-        arrays = (client.x_train[order], client.y_train[order], client.x_test, client.y_test)
+        tests = (client.x_test.copy(), client.y_test.copy())  # a view would keep all samples alive
+        arrays = (client.x_train[order], client.y_train[order], *tests)
         loaded[number] = Samples(*(torch.from_numpy(a).to(device) for a in arrays))
     return loaded
 
@@ -72,23 +67,24 @@ class Session:
     def __init__(self, config: Config, comm: Communicator, fed: data.Federation) -> None:
         torch.set_num_threads(config.threads)
         self.config, self.comm, self.fed = config, comm, fed
-        self.placement = place(training_steps(config, fed.train).tolist(), comm.owners)
+        self.placement = place(training_steps(config.local, fed.train), comm.owners)
         self.module = models.build(config.model, fed.shape, fed.classes, config.seed)
         self.layout = ParameterLayout.of(self.module)
         self.initial = torch.nn.utils.parameters_to_vector(self.module.parameters()).detach().clone()
-        self.engine, self.samples = None, {}
+        clients, device = range(0), torch.device("cpu")
         if comm.owner is not None:
+            clients = self.placement.clients(comm.owner)
             device = choose_device(config.device, max(0, comm.rank_on_host - 1))
-            self.samples = load_samples(fed, self.placement.clients(comm.owner), config.seed, device)
-            self.engine = Engine(
-                self.module,
-                self.layout,
-                config.local,
-                fed.shape,
-                config.evaluate.batch_size,
-                device,
-                comm.tick,
-            )
+        self.samples = load_samples(fed, clients, config.seed, device)
+        self.engine = Engine(
+            self.module,
+            self.layout,
+            config.local,
+            fed.shape,
+            config.evaluate.batch_size,
+            device,
+            comm.tick,
+        )
 
     def method(self, config: Config) -> Method:
         setting = Setting(self.layout, self.fed.train, config.seed, config.local)
@@ -210,11 +206,13 @@ def train(
 def final_models(run: Run) -> Iterator[tuple[int, np.ndarray]]:
     """(client, its own model) for all clients, on rank 0; a collective call.
 
-    One client of each owner at a time: rank 0 needs a row an owner, never N x P.
+    One client of each owner at a time: rank 0 needs a row an owner, never N x P. A row is valid
+    until the next one is asked for.
     """
     comm, placement = run.comm, run.placement
     size, most = run.method.setting.layout.size, max(np.diff(placement.bounds))
     own = rounds.personal_models(run, run.config.rounds)
+    box = np.empty((placement.owners if comm.is_server else 0, size), np.float32)
     for k in range(most):
         counts = [int(k < len(placement.clients(owner))) for owner in range(placement.owners)]
         row = np.empty((0, size), np.float32)
@@ -222,8 +220,7 @@ def final_models(run: Run) -> Iterator[tuple[int, np.ndarray]]:
             row = _headline(run, next(own)[1])
         elif k == 0:
             next(own, None)
-        out = np.empty((sum(counts), size), np.float32) if comm.is_server else None
-        rows = comm.gather_rows(row, counts, out)
+        rows = comm.gather_rows(row, counts, box[: sum(counts)] if comm.is_server else None)
         if comm.is_server:
             owners = [owner for owner, one in enumerate(counts) if one]
             yield from ((placement.bounds[owner] + k, rows[j]) for j, owner in enumerate(owners))

@@ -34,11 +34,10 @@ def read(data: Data, files: dict[str, Path]) -> Raw:
     """Raises ``UserError`` naming the file and the array that cannot be used."""
     path = files["file"]
     arrays = _load(path)
-    for key in ("x", "y"):
-        if not isinstance(arrays.get(key), np.ndarray):
-            raise UserError(f"{path}: has no array {key}; expected x and y, found "
-                            f"{', '.join(sorted(arrays)) or 'nothing'}")
-    x, y = arrays["x"], arrays["y"]
+    x, y = arrays.get("x"), arrays.get("y")
+    if x is None or y is None:
+        raise UserError(f"{path}: has no array {'x' if x is None else 'y'}; expected x and y, "
+                        f"found {', '.join(sorted(arrays)) or 'nothing'}")
     _check_labels(path, x, y)
     labels, names = _names(path, y, arrays.get("class_names"))
     if x.dtype == np.uint8:

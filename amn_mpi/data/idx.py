@@ -12,8 +12,8 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def read_pool(paths: Sequence[Path], ndim: int) -> tuple[np.ndarray, list[int]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     """The bytes of a file, unpacked if it is gzipped; damage becomes one clear line."""
     try:
         with open(path, "rb") as plain:

@@ -59,7 +59,7 @@ class AMN(Method):
     )
     models = ("local", "hybrid", "blend")
 
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
         self._tools: Any = None
 
@@ -117,8 +117,15 @@ class AMN(Method):
         everyone = np.arange(self.setting.clients)
         return self._mixing(server, self.options.common_rounds + 1, everyone)[1].detach().numpy()
 
-    def server_rows(self) -> float:
-        return self.setting.clients + 2.0
+    def server_rows(self, cohort: int) -> float:
+        """All models, the reference, three to sketch with, and the products of mixing.
+
+        Beside them four times all sketches, and some 14 layers x N x N on the way to the weights.
+        """
+        clients, layout = self.setting.clients, self.setting.layout
+        layers, largest = len(layout.groups), max(group.size for group in layout.groups)
+        small = layers * clients * (4 * self.options.sketch + 14 * clients)
+        return clients + 4 + (cohort * largest + small) / layout.size
 
     def _meta(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """(network, its parameters as one vector, their gradient)."""

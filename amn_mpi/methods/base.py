@@ -11,7 +11,7 @@ reference to them beyond the call.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Literal, Mapping
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Iterator, Literal, Mapping
 
 import numpy as np
 
@@ -51,12 +51,14 @@ class Wire:
     def worker_rows(self) -> tuple[int, int]:
         """(c, s): an owner of k clients holds (c + s x k) x P floats beside its data.
 
-        c: workspace, its gradient, the initial model, one scratch vector, and what a broadcast
-        and a mean in 64-bit fixed point take. s: rows received, rows to return, state.
+        c: workspace, its gradient, the initial model, one scratch vector (a layer's gradient
+        before it is added, or a method's blend), and what a broadcast and a mean take.
+        s: rows received, rows to return, state. SGD with momentum takes one vector more.
         """
         c = 4 + (self.down == "broadcast")
         if self.up == "mean":
-            c += 7 * self.vectors  # the slot, the 64-bit sum, and two 64-bit scratch vectors
+            # The slot; in 64 bits the sum, two scratch vectors, and what MPI adds a neighbour's to.
+            c += 9 * self.vectors
         s = (self.down == "rows") + self.vectors * (self.up == "rows") + len(self.state)
         return c, s + self.fresh
 
@@ -109,7 +111,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Arrived:
-    """What the cohort returned, on rank 0, in cohort order.
+    """What the cohort returned, on rank 0, in cohort order; what was not asked for is empty.
 
     Attributes:
         rows: (clients of the cohort, vectors, P) for ``up = "rows"``.
@@ -117,8 +119,8 @@ class Arrived:
         figures: name -> (clients of the cohort,) float64.
     """
 
-    rows: torch.Tensor | None
-    mean: torch.Tensor | None
+    rows: torch.Tensor
+    mean: torch.Tensor
     figures: Mapping[str, np.ndarray]
 
 
@@ -130,9 +132,9 @@ class Method:
         models: names of the models that are evaluated.
     """
 
-    Options: type
-    wire: Wire
-    models: tuple[str, ...] = ("local",)
+    Options: ClassVar[Any]
+    wire: ClassVar[Wire]
+    models: ClassVar[tuple[str, ...]] = ("local",)
 
     def __init__(self, options: Any, setting: Setting) -> None:
         self.options, self.setting = options, setting
@@ -142,8 +144,11 @@ class Method:
         """Which of ``models`` counts as the client's own."""
         return self.models[0]
 
-    def server_rows(self) -> float:
-        """Vectors of P floats that rank 0 keeps as state (beside the exchange's buffers)."""
+    def server_rows(self, cohort: int) -> float:
+        """Vectors of P floats that rank 0 needs for its state and its steps on ``cohort`` clients.
+
+        The exchange's buffers are not among them.
+        """
         return 1.0
 
     # ---- rank 0

@@ -4,7 +4,7 @@ Data", AISTATS 2017, algorithm 1."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Iterator, Mapping
 
 import numpy as np
 
@@ -31,9 +31,9 @@ class FedAvg(Method):
     Every client, in the cohort or not, uses the newest global model.
     """
 
-    Options = Options
+    Options: ClassVar[Any] = Options
     wire = Wire(down="broadcast", up="mean")
-    models = ("global",)
+    models: ClassVar[tuple[str, ...]] = ("global",)
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
         client.up[0] = engine.train(received, client.x, client.y, client.generator("shuffle"))

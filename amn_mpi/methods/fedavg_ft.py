@@ -4,7 +4,7 @@ Adaptation", arXiv:2002.04758, section 3 (fine-tuning)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Iterator, Mapping
 
 from amn_mpi.config import key
 from amn_mpi.methods.base import Client
@@ -29,8 +29,8 @@ class FedAvgFinetuned(FedAvg):
     The tuned model is thrown away after evaluation, so the global model never sees it.
     """
 
-    Options = Options
-    models = ("finetuned", "global")
+    Options: ClassVar[Any] = Options
+    models: ClassVar[tuple[str, ...]] = ("finetuned", "global")
 
     def deployed(
         self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine

@@ -1,0 +1,41 @@
+# make run    set up .venv once, then AMN over 33 MPI ranks on the embedded digits
+# make test   the same set-up, then the tests
+# Variables: RANKS, ARGS (appended to the command line), PYTHON (to make .venv with), EXTRAS.
+
+PYTHON ?= python3
+RANKS ?= 33
+ARGS ?=
+EXTRAS ?= mpich,dev
+# The CPU build of torch is a tenth of the default one's size; where this index is out of reach,
+# the usual index serves. Set it empty to skip it.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: venv run test lint clean
+
+venv: .venv/.installed
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || test -z "$(TORCH_INDEX)" || \
+	    $(PIP) install --quiet --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) \
+	    "$$(grep '^torch==' constraints.txt)" 2>/dev/null || true
+	$(PIP) install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+run: .venv/.installed
+	@$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m amn_mpi.main --config default \
+	    --baselines local,fedavg_ft $(ARGS)
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,147 @@
+"""One rank's exchange: exact sums, order, buffers, and refusals that name the client."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import plain
+import pytest
+import torch
+
+from amn_mpi.errors import UserError
+from amn_mpi.exchange import Exchange
+from amn_mpi.methods.base import Update, Wire
+from amn_mpi.placement import place
+
+SAMPLES = np.array([13, 7, 29, 11, 40])
+SIZE = 6
+
+
+def exchange(wire: Wire, cohort_size: int = 5, samples: np.ndarray = SAMPLES, **method) -> Exchange:
+    placement = place([1] * len(samples), 1)
+    made = SimpleNamespace(wire=wire, **method)
+    return Exchange(plain.communicator(), placement, made, samples, cohort_size, torch.zeros(SIZE))
+
+
+def mean(vectors: np.ndarray, cohort: np.ndarray, order: list[int], samples=SAMPLES) -> torch.Tensor:
+    """The weighted mean of (cohort, 1, P), taken in an order of one's own."""
+    made = exchange(Wire("none", "mean"), len(cohort), samples)
+    for k in order:
+        made.slot(k).copy_(torch.from_numpy(vectors[k]))
+        made.take(int(cohort[k]), k, cohort, Update())
+    return made.bring_up(cohort, [Update()] * len(cohort)).mean
+
+
+def exact(vectors: np.ndarray, cohort: np.ndarray) -> list[Fraction]:
+    total = sum(int(n) for n in SAMPLES[cohort])
+    rows = [[Fraction(float(v)) * int(SAMPLES[c]) / total for v in row[0]] for c, row in zip(cohort, vectors)]
+    return [sum(column) for column in zip(*rows)]
+
+
+@pytest.mark.parametrize("members", [[0, 1, 2, 3, 4], [1, 4], [2]])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 3000.0])
+def test_weighted_mean_is_the_rational_one(members: list[int], scale: float) -> None:
+    cohort = np.array(members)
+    vectors = np.random.default_rng(3).normal(scale=scale, size=(len(members), 1, SIZE)).astype(np.float32)
+    got = mean(vectors, cohort, list(range(len(members))))[0]
+    for value, right in zip(got.tolist(), exact(vectors, cohort)):
+        fixed = len(members) * 2.0**-41 + 1e-15 * scale
+        assert abs(Fraction(value) - right) <= fixed + 2.0**-24 * abs(float(right)) * 1.001
+
+
+def test_what_cancels_in_floats_does_not_here() -> None:
+    # equal weights; in float32 from left to right 3e5 + 1e-3 - 3e5 - ... is not 1e-3
+    samples, cohort = np.full(4, 8), np.arange(4)
+    rows = np.array([3e5, 1e-3, -3e5, 1e-3], np.float32)
+    vectors = np.repeat(rows, SIZE).reshape(4, 1, SIZE)
+    got = mean(vectors, cohort, [0, 1, 2, 3], samples)[0]
+    np.testing.assert_allclose(got, 0.5 * np.float32(1e-3), rtol=1e-8 + 2**-24)
+
+
+def test_the_order_of_clients_does_not_matter() -> None:
+    draw = np.random.default_rng(0)
+    vectors = (draw.normal(size=(5, 1, SIZE)) * 10.0 ** draw.integers(-6, 5, (5, 1, SIZE))).astype(np.float32)
+    means = [mean(vectors, np.arange(5), list(draw.permutation(5))) for _ in range(12)]
+    assert all(torch.equal(m, means[0]) for m in means)
+
+
+def test_a_second_round_starts_at_zero() -> None:
+    made, cohort = exchange(Wire("none", "mean"), 1), np.array([3])
+    for value in (5.0, -2.0):
+        made.slot(0).fill_(value)
+        made.take(3, 0, cohort, Update())
+        assert made.bring_up(cohort, [Update()]).mean.tolist() == [[value] * SIZE]
+
+
+@pytest.mark.parametrize("up", ["mean", "rows"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_client_that_diverged_is_named(up: str, bad: float) -> None:
+    made, cohort = exchange(Wire("none", up)), np.arange(5)
+    made.slot(2)[0, 4] = bad
+    with pytest.raises(UserError, match="client 2 diverged.*NaN or Inf.*local.lr"):
+        made.take(2, 2, cohort, Update())
+
+
+def test_a_state_that_diverged_is_seen() -> None:
+    made = exchange(Wire("none", "none", vectors=0, state=("model",)))
+    with pytest.raises(UserError, match="client 1 diverged"):
+        made.take(1, 1, np.arange(5), Update(state={"model": torch.tensor([0.0, np.nan])}))
+
+
+def test_what_exceeds_the_fixed_point_is_refused() -> None:
+    made = exchange(Wire("none", "mean"))
+    made.slot(4)[0, 1] = -1e9
+    with pytest.raises(UserError, match="client 4 diverged.*parameter exceeds"):
+        made.take(4, 4, np.arange(5), Update())
+
+
+@pytest.mark.parametrize("value", [1e6, 4e6, 1.9e7, 1e8])
+def test_no_sum_runs_over(value: float) -> None:
+    # ten clients at the same large value: their mean is that value, or it is refused
+    samples, cohort = np.full(10, 3), np.arange(10)
+    vectors = np.full((10, 1, SIZE), value, np.float32)
+    try:
+        got = mean(vectors, cohort, list(range(10)), samples)
+    except UserError as error:
+        assert "diverged" in str(error) and value > 4e6
+    else:
+        np.testing.assert_allclose(got, value, rtol=1e-6)
+
+
+def test_rows_come_up_in_cohort_order_with_figures() -> None:
+    wire = Wire("none", "rows", vectors=2, figures=("a", "b"))
+    made, cohort = exchange(wire, 3), np.array([0, 2, 4])
+    for k, client in enumerate(cohort):
+        made.slot(k).copy_(torch.tensor([[10.0], [20.0]]) + client)
+        made.take(int(client), k, cohort, Update())
+    updates = [Update({"b": -float(c), "a": float(c)}) for c in cohort]
+    arrived = made.bring_up(cohort, updates)
+    assert arrived.rows[:, :, 0].tolist() == [[10, 20], [12, 22], [14, 24]]
+    assert arrived.figures["a"].tolist() == [0, 2, 4] and arrived.figures["b"].tolist() == [0, -2, -4]
+
+
+def test_a_broadcast_is_made_once_a_round() -> None:
+    calls: list[int] = []
+
+    def personalise(server: dict, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
+        calls.append(round)
+        out[0] = server["model"]
+
+    made = exchange(Wire("broadcast", "mean"), personalise=personalise)
+    server = {"model": torch.ones(SIZE)}
+    assert torch.equal(made.down(1, np.arange(5), server)[0], server["model"])
+    server["model"] = server["model"] * 3
+    assert torch.equal(made.newest(2, np.arange(5), server)[0], server["model"])
+    assert torch.equal(made.down(2, np.arange(5), server)[0], server["model"])
+    assert calls == [1, 2]
+
+
+def test_rows_go_down_to_the_cohort() -> None:
+    def personalise(server: dict, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
+        out.copy_(torch.from_numpy(cohort)[:, None].float().expand_as(out))
+
+    made = exchange(Wire("rows", "rows"), 2, personalise=personalise)
+    assert made.down(1, np.array([1, 3]), {}).tolist() == [[1.0] * SIZE, [3.0] * SIZE]
+    assert made.down(2, np.array([0, 4]), {}).tolist() == [[0.0] * SIZE, [4.0] * SIZE]

@@ -1,0 +1,159 @@
+"""FedAvg, FedAvg with fine-tuning and Local: real runs against plain numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain
+import pytest
+import torch
+
+from amn_mpi import rng, rounds
+from amn_mpi.config import Evaluate, Local
+from amn_mpi.methods import METHODS, fedavg, fedavg_ft, get, local
+
+LOCALS = [
+    Local(epochs=2, steps=0, batch_size=8, lr=0.2, momentum=0.0, weight_decay=0.0),
+    Local(epochs=1, steps=7, batch_size=5, lr=0.1, momentum=0.6, weight_decay=0.02),
+]
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+def train(folder: Path, method: Any, count: int = 2, **keys: Any) -> tuple[rounds.Run, list]:
+    run = plain.start(folder, method, rounds=count, **keys)
+    return run, [rounds.run_round(run, t) for t in range(1, count + 1)]
+
+
+def order(run: rounds.Run, t: int, client: int, purpose: str = "shuffle") -> np.random.Generator:
+    return rng.generator(run.config.seed, purpose, t, client)
+
+
+def right(run: rounds.Run, models: list[np.ndarray]) -> list[int]:
+    tests = [run.samples[i] for i in range(run.clients)]
+    return [plain.linear(w, s.x_test.double().numpy(), s.y_test.numpy())[2] for w, s in zip(models, tests)]
+
+
+def averaged(run: rounds.Run, count: int) -> np.ndarray:
+    """w <- sum n_i w_i / sum n_i over the cohort."""
+    x, y = plain.numbers(run)
+    w = plain.initial(run)
+    for t in range(1, count + 1):
+        total, weight = np.zeros_like(w), 0
+        for i in plain.members(run.config, t, run.clients):
+            new = plain.sgd(plain.linear, w, x[i], y[i], run.config.local, order(run, t, int(i)))
+            total, weight = total + len(y[i]) * new, weight + len(y[i])
+        w = total / weight
+    return w
+
+
+def deployed(run: rounds.Run, t: int) -> list[dict[str, np.ndarray]]:
+    return [{name: v.double().numpy().copy() for name, v in models}
+            for _, models in rounds.personal_models(run, t)]
+
+
+@pytest.mark.parametrize("cohort", [1.0, 0.5])
+@pytest.mark.parametrize("trained", LOCALS)
+def test_fedavg(tmp_path: Path, trained: Local, cohort: float) -> None:
+    run, outcomes = train(tmp_path, fedavg.Options(), local=trained, cohort=cohort)
+    sizes = [len(s.y) for s in run.samples.values()]
+    assert len(set(sizes)) > 1 and [len(o.cohort) for o in outcomes] == [5 if cohort == 1 else 3] * 2
+    w = averaged(run, 2)
+    np.testing.assert_allclose(run.server["model"], w, **CLOSE)
+    assert outcomes[-1].correct[:, 0].tolist() == right(run, [w] * 5)
+    assert all(np.array_equal(d["global"], run.server["model"].double()) for d in deployed(run, 2))
+
+
+def test_weights_are_samples(tmp_path: Path) -> None:
+    """The plain mean is far from the weighted one, so the tolerance above tells them apart."""
+    run, _ = train(tmp_path, fedavg.Options(), 1, local=LOCALS[0])
+    x, y = plain.numbers(run)
+    each = [plain.sgd(plain.linear, plain.initial(run), x[i], y[i], LOCALS[0], order(run, 1, i))
+            for i in range(5)]
+    assert abs(np.mean(each, 0) - run.server["model"].double().numpy()).max() > 0.01
+
+
+@pytest.mark.parametrize("cohort", [1.0, 0.5])
+def test_fedavg_with_fine_tuning(tmp_path: Path, cohort: float) -> None:
+    run, outcomes = train(tmp_path, fedavg_ft.Options(), local=LOCALS[1], cohort=cohort)
+    w = averaged(run, 2)
+    x, y = plain.numbers(run)
+    tuned = [plain.sgd(plain.linear, w, x[i], y[i], LOCALS[1], order(run, 2, i, "finetune"))
+             for i in range(5)]
+    found = deployed(run, 2)
+    for i in range(5):
+        np.testing.assert_allclose(found[i]["finetuned"], tuned[i], **CLOSE)
+        np.testing.assert_allclose(found[i]["global"], w, **CLOSE)
+    assert outcomes[-1].correct.T.tolist() == [right(run, tuned), right(run, [w] * 5)]
+    np.testing.assert_allclose(run.server["model"], w, **CLOSE)  # tuning left it alone
+
+
+def test_fine_tuning_does_not_change_the_rounds(tmp_path: Path) -> None:
+    tuned, _ = train(tmp_path, fedavg_ft.Options(), 3, local=LOCALS[0])
+    rare, _ = train(tmp_path, fedavg_ft.Options(), 3, local=LOCALS[0], evaluate=Evaluate(every=9))
+    never, _ = train(tmp_path, fedavg.Options(), 3, local=LOCALS[0])
+    assert torch.equal(tuned.server["model"], never.server["model"])
+    assert torch.equal(rare.server["model"], never.server["model"])
+
+
+@pytest.mark.parametrize("cohort", [1.0, 0.5])
+@pytest.mark.parametrize("trained", LOCALS)
+def test_local(tmp_path: Path, trained: Local, cohort: float) -> None:
+    run, outcomes = train(tmp_path, local.Options(), 3, local=trained, cohort=cohort)
+    x, y = plain.numbers(run)
+    models = [plain.initial(run)] * 5
+    for t in (1, 2, 3):
+        for i in map(int, plain.members(run.config, t, 5)):
+            models[i] = plain.sgd(plain.linear, models[i], x[i], y[i], trained, order(run, t, i))
+    np.testing.assert_allclose(run.state["model"], models, **CLOSE)
+    assert outcomes[-1].correct[:, 0].tolist() == right(run, models)
+
+
+@pytest.mark.parametrize("name", ["local", "amn"])
+def test_who_stays_out_keeps_the_last_model(tmp_path: Path, name: str) -> None:
+    run = plain.start(tmp_path, get(name).Options(), rounds=6, cohort=0.5, local=LOCALS[0])
+    out = 0
+    for t in range(1, 7):
+        before = {k: v.clone() for k, v in run.state.items()}
+        outcome = rounds.run_round(run, t)
+        for i in range(5):
+            changed = not torch.equal(run.state["model"][i], before["model"][i])
+            assert changed == (i in outcome.cohort)
+        idle = [i for i in range(5) if i not in outcome.cohort]
+        out += len(idle)
+        assert all(torch.equal(run.state[k][idle], before[k][idle]) for k in before)
+    assert out == 12
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_same_seed_same_run_other_seed_another(tmp_path: Path, name: str) -> None:
+    def models(seed: int) -> np.ndarray:
+        run = plain.start(tmp_path, get(name).Options(), rounds=7, seed=seed, local=LOCALS[1], cohort=0.7)
+        counts = [rounds.run_round(run, t).correct for t in range(1, 8)]
+        return np.array([list(d.values()) for d in deployed(run, 7)]), counts
+
+    (first, counts), (again, same), (other, _) = models(1), models(1), models(2)
+    assert np.array_equal(first, again) and np.array_equal(counts, same)
+    assert not np.allclose(first, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_evaluation_changes_nothing(tmp_path: Path, name: str) -> None:
+    """Evaluated every round or hardly ever: the same models."""
+    found = []
+    for every in (1, 50):
+        run = plain.start(tmp_path, get(name).Options(), rounds=9, local=LOCALS[0],
+                          evaluate=Evaluate(every=every))
+        seen = [rounds.run_round(run, t).correct is not None for t in range(1, 10)]
+        assert seen == [every == 1] * 4 + [True] * 5
+        found.append(np.array([list(d.values()) for d in deployed(run, 9)]))
+    assert np.array_equal(*found)
+
+
+def test_divergence_names_round_and_client(tmp_path: Path) -> None:
+    from amn_mpi.errors import UserError
+
+    run = plain.start(tmp_path, fedavg.Options(), rounds=9, local=Local(epochs=1, lr=1e30))
+    with pytest.raises(UserError, match=r"round \d: client \d diverged"):
+        rounds.train(run, lambda outcome: None)

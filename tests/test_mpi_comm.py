@@ -1,0 +1,33 @@
+"""The communicator on real ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from running import run
+
+SCRIPTS = Path(__file__).with_name("scripts")
+
+
+@pytest.mark.parametrize("wait", ["sleep", "spin"])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_collectives(ranks: int, wait: str) -> None:
+    done = run(wait, ranks=ranks, script=SCRIPTS / "collectives.py")
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert said["bad"] == "[]"
+    assert said["checked"] == "['broadcast', 'collect', 'gather', 'scatter', 'share', 'sum']"
+    rows = sum(1 + 2 * (owner % 3) for owner in range(max(1, ranks - 1)))
+    assert int(said["sent"]) == (rows * 14 * 4 if ranks > 1 else 0)
+    assert said["spins"] == str(wait == "spin")
+    assert said["kept"] == str(min(ranks, 2))
+    assert done.stderr == ""
+
+
+def test_waiting_ranks_leave_the_cores_alone() -> None:
+    """Four ranks wait 3 s for a fifth: spinning would cost 12 CPU seconds, a tenth is the limit."""
+    done = run(ranks=5, script=SCRIPTS / "waiting.py")
+    waited, cpu = map(float, done.stdout.split())
+    assert waited > 2
+    assert cpu < 1.2
