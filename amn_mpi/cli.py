@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import jsonargparse
 import yaml
@@ -53,6 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, bool]:
     for word in words[::2]:
         _check_key(word[2:], known, "command line")
     config = build(_parse_types(merged, words, options, known), options)
+    _check_baselines(config.baselines)
     if "print_config" in switches:
         raise Printed(yaml.safe_dump(config.as_dict(), sort_keys=False).rstrip())
     return config, "dry_run" in switches
@@ -73,7 +75,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
             switches.add(option[2:])
             continue
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{option}: a value is missing after it")
             value = rest.pop(0)
         if option == "--config":
@@ -129,9 +131,17 @@ def _method_name(words: list[str], layers: list[dict[str, Any]]) -> str:
         name = layer.get("method.name", name)
     for option, value in zip(words[::2], words[1::2]):
         name = value if option == "--method.name" else name
-    if name not in methods.METHODS:
+    if not isinstance(name, str) or name not in methods.METHODS:
         raise ConfigError(f"method.name = {name}: valid is one of {', '.join(methods.METHODS)}")
     return name
+
+
+def _check_baselines(names: str) -> None:
+    for name in methods.listed(names):
+        if name not in methods.METHODS:
+            raise ConfigError(
+                f"baselines = {names}: {name} is no method; valid are {', '.join(methods.METHODS)}"
+            )
 
 
 def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> dict[str, Any]:
@@ -140,7 +150,8 @@ def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> 
     current = methods.DEFAULT
     for layer in layers:
         current = layer.get("method.name", current)
-        theirs = set(all_keys(methods.options(current))) if current in methods.METHODS else set()
+        known_name = isinstance(current, str) and current in methods.METHODS
+        theirs = set(all_keys(methods.options(current))) if known_name else set()
         for name, value in layer.items():
             if name == "":
                 continue

@@ -15,7 +15,8 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from typing import Any, NoReturn, Sequence
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Iterator, Literal
+from typing import Any, Literal
 
 from amn_mpi.errors import ConfigError
 
@@ -99,7 +100,7 @@ class Config:
     out: str = key("", "run folder (default: runs/<time>-<method>-<data>)")
     baselines: str = key("", "methods run afterwards on the same clients, for the table: local,fedavg_ft")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where clients train; auto: a GPU if there is one")
-    threads: int = key(1, "threads of each rank", ge=1)
+    threads: int = key(1, "threads of each rank", ge=1, le=1024)
     progress: Literal["auto", "rich", "plain", "off"] = key("auto", "rich on a terminal, else plain lines")
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)

@@ -6,7 +6,7 @@ blocks of clients, so rows from the ranks lie in cohort order on rank 0 as they 
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -118,16 +118,16 @@ class Exchange:
             if comm.is_server:
                 mean = (total.double() / FIXED).float()
             self._sum.zero_()
-        table = [[u.figures[name] for name in wire.figures] for u in updates]
-        figures = self.gather_numbers(np.array(table, np.float64), len(wire.figures), cohort)
+        # The seconds are asked for always: with them a round ends on rank 0 when it ends.
+        table = [[u.seconds, *(u.figures[name] for name in wire.figures)] for u in updates]
+        numbers = self.gather_numbers(np.array(table), 1 + len(wire.figures), cohort)
         if not comm.is_server:
             return None
-        return Arrived(rows, mean, {name: figures[:, k] for k, name in enumerate(wire.figures)})
+        figures = {name: numbers[:, 1 + k] for k, name in enumerate(wire.figures)}
+        return Arrived(rows, mean, figures, numbers[:, 0])
 
     def gather_numbers(self, own: np.ndarray, width: int, cohort: np.ndarray) -> np.ndarray:
         """Rows of ``width`` float64 from every client of the cohort, in cohort order on rank 0."""
-        if not width:
-            return np.zeros((len(cohort), 0))
         into = np.empty((len(cohort), width)) if self.comm.is_server else None
         own = np.ascontiguousarray(own, np.float64).reshape(-1, width)
         return self.comm.gather_rows(own, self.placement.counts(cohort), into)

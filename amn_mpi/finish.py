@@ -31,6 +31,8 @@ def run_all(
     clock = Clock(comm, started)
     with clock("prepare"):
         ready = _ready(config, comm, fed)
+    if folder is not None:
+        folder.start(config)
     cpu = time.process_time()
     waited = comm.wait_cpu
     run, recorder = session.train(ready, config, clock, folder)
@@ -151,7 +153,7 @@ def _ready(config: Config, comm: Communicator, fed: Federation) -> Session:
 def _baselines(ready: Session, config: Config) -> dict[str, Any]:
     """Other methods on the same clients with the same local training; scores by name."""
     found: dict[str, Any] = {}
-    for name in filter(None, config.baselines.replace(" ", "").split(",")):
+    for name in methods.listed(config.baselines):
         other = dataclasses.replace(config, method=methods.options(name)())
         clock = Clock(ready.comm, time.monotonic())
         recorder = session.train(ready, other, clock, None)[1]

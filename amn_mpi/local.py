@@ -7,7 +7,7 @@ other offsets, so this is what makes a result independent of who computes it.
 
 from __future__ import annotations
 
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch

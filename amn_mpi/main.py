@@ -11,7 +11,9 @@ import signal
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NoReturn
 
 STARTED = time.monotonic()
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -35,9 +37,18 @@ def main(argv: Sequence[str]) -> NoReturn:
         work(comm, argv)
     except UserError as error:
         comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, Stopped))
-    except BaseException:
-        comm.fail(f"amn_mpi: error on rank {comm.rank} ({comm.host}):\n{traceback.format_exc()}")
+    except BaseException as error:
+        comm.fail(_account(error, comm))
     comm.close()
+
+
+def _account(error: BaseException, comm: Communicator) -> str:
+    """One line where memory ran out, for that is no bug; else the traceback."""
+    where = f"on rank {comm.rank} ({comm.host})"
+    reason = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "allocate memory" in reason or "out of memory" in reason:
+        return f"amn_mpi: out of memory {where}: {reason}; --dry_run shows what a run needs"
+    return f"amn_mpi: error {where}:\n{traceback.format_exc()}"
 
 
 def work(comm: Communicator, argv: Sequence[str]) -> None:
@@ -53,13 +64,14 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
             _dry_run(config, comm)
         return
     folder = _open_folder(config) if comm.is_server else None
-    if comm.owner is not None:
-        import torch  # noqa: F401  # takes a second or more a rank: while rank 0 prepares the data
-    fed = comm.share(_prepare(config, comm) if comm.is_server else None)
+    with folder or nullcontext():
+        if comm.owner is not None:
+            import torch  # noqa: F401  # a second or more a rank: while rank 0 prepares the data
+        fed = comm.share(_prepare(config, comm) if comm.is_server else None)
 
-    from amn_mpi import finish
+        from amn_mpi import finish
 
-    finish.run_all(config, comm, fed, folder, STARTED)
+        finish.run_all(config, comm, fed, folder, STARTED)
 
 
 def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
@@ -88,9 +100,7 @@ def _needed(comm: Communicator, config: Config) -> bool:
 def _open_folder(config: Config) -> RunFolder:
     from amn_mpi.runfolder import RunFolder, default_name
 
-    folder = RunFolder(config.out or default_name(config))
-    folder.start(config)
-    return folder
+    return RunFolder(config.out or default_name(config))
 
 
 def _prepare(config: Config, comm: Communicator) -> Federation:

@@ -6,7 +6,8 @@ these are what travels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from amn_mpi.errors import ConfigError
 

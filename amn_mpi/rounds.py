@@ -7,9 +7,11 @@ exact, and everything random is a function of (seed, purpose, round, client).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,11 +70,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished round as rank 0 sees it; ``correct`` is (N, models) or None."""
+    """A finished round as rank 0 sees it.
+
+    ``seconds``: wall time without evaluation. ``correct``: (N, models), None if not evaluated.
+    """
 
     round: int
     cohort: np.ndarray
     figures: dict[str, Any]
+    seconds: float
     correct: np.ndarray | None
 
 
@@ -86,6 +92,7 @@ def train(run: Run, record: Callable[[Outcome], None]) -> None:
 
 def run_round(run: Run, t: int) -> Outcome:
     """One round of personalised federated learning."""
+    started = time.monotonic()
     cohort = rng.cohort(run.config.seed, t, run.clients, run.config.cohort)
     with run.clock("exchange"):
         received = run.exchange.down(t, cohort, run.server)
@@ -96,11 +103,11 @@ def run_round(run: Run, t: int) -> Outcome:
     with run.clock("server"):
         figures = serve(run, t, cohort, arrived)
     commit(run, cohort, updates)
-    correct = None
+    seconds, correct = time.monotonic() - started, None
     if evaluates(run.config, t):
         with run.clock("evaluate"):
             correct = evaluate(run, t)
-    return Outcome(t, cohort, figures, correct)
+    return Outcome(t, cohort, figures, seconds, correct)
 
 
 def mine(run: Run, cohort: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -119,19 +126,21 @@ def turn(
     elif run.method.wire.down == "broadcast":
         received = received[0]
     client = view(run, t, number, run.exchange.slot(k))
+    started = time.monotonic()
     update = run.method.local_update(client, received, run.engine)
     try:
         run.exchange.take(number, k, cohort, update)
     except UserError as error:
         raise UserError(f"round {t}: {error}") from None
-    return update
+    return replace(update, seconds=time.monotonic() - started)
 
 
 def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict[str, Any]:
     """The method's server step on rank 0."""
     if arrived is None:
         return {}
-    return run.method.aggregate(run.server, t, cohort, arrived)
+    turns = {"mean": round(float(arrived.seconds.mean()), 4), "max": round(float(arrived.seconds.max()), 4)}
+    return {**run.method.aggregate(run.server, t, cohort, arrived), "turn_seconds": turns}
 
 
 def commit(run: Run, cohort: np.ndarray, updates: list[Update]) -> None:

@@ -6,13 +6,15 @@ unfinished run.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +42,10 @@ class RunFolder:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
+        self._made, self._started = not self.path.exists(), False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  # held as long as the run
         except OSError as error:
             raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
         try:
@@ -51,6 +54,7 @@ class RunFolder:
             raise UserError(f"out = {path}: another run is writing there now") from None
         there = [name for name in HELD if (self.path / name).exists()]
         if there:
+            self._give_back()
             raise UserError(
                 f"out = {path}: holds a run already ({', '.join(there)}); choose another folder"
             )
@@ -59,8 +63,21 @@ class RunFolder:
         """Write the resolved configuration and open the metrics."""
         import yaml
 
+        self._started = True
         self._write("config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False))
         self._write("metrics.jsonl", "")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """A run that could not start leaves nothing behind: the next try may use this folder."""
+        if error is None or self._started:
+            return
+        self._give_back()
+        if self._made:
+            with contextlib.suppress(OSError):  # somebody has put something there
+                self.path.rmdir()
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -72,8 +89,7 @@ class RunFolder:
         temporary = self.path / ".result.json"
         self._write(temporary.name, json.dumps(result, indent=1) + "\n")
         os.replace(temporary, self.path / "result.json")
-        (self.path / ".lock").unlink()
-        self._lock.close()
+        self._give_back()
 
     def write_models(
         self,
@@ -107,6 +123,10 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
             raise UserError(f"{final}: cannot be written: {_reason(error)}") from None
         return digest.hexdigest()
+
+    def _give_back(self) -> None:
+        (self.path / ".lock").unlink(missing_ok=True)
+        self._lock.close()
 
     def _write(self, name: str, text: str) -> None:
         with self._guard(name), open(self.path / name, "w") as file:

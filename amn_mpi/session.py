@@ -6,8 +6,8 @@ start of the ranks and one reading of the data.
 
 from __future__ import annotations
 
-import time
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,12 +125,10 @@ class Recorder:
         self.rounds: list[dict[str, Any]] = []
         self.seconds: list[float] = []
         self.correct = np.zeros((session.fed.clients, len(run.method.models)), np.int64)
-        self._mark()
 
     def __call__(self, outcome: Outcome) -> None:
         """Record one finished round."""
-        seconds = self._mark()
-        self.seconds.append(seconds)
+        self.seconds.append(outcome.seconds)
         row: dict[str, Any] = {"round": outcome.round, "clients": len(outcome.cohort)}
         if outcome.correct is not None:
             self.correct = outcome.correct
@@ -139,8 +137,8 @@ class Recorder:
         row.update(self._groups())
         self.rounds.append(row)
         if self.folder is not None:
-            self.folder.add({**row, "seconds": round(seconds, 4)})
-        self.progress.show(self.label, outcome.round, row.get("mean_accuracy"), seconds)
+            self.folder.add({**row, "seconds": round(outcome.seconds, 4)})
+        self.progress.show(self.label, outcome.round, row.get("mean_accuracy"), outcome.seconds)
 
     def scores(self) -> dict[str, Any]:
         """The configured model's figures over clients and rounds, and those of the others."""
@@ -177,13 +175,6 @@ class Recorder:
             for name, group in groups.items()
             if len(np.unique(group)) > 1
         }
-
-    def _mark(self) -> float:
-        """Seconds since the last call, without evaluation."""
-        now = time.monotonic()
-        spent = self.run.clock.seconds["evaluate"]
-        before, self._last = getattr(self, "_last", (now, spent)), (now, spent)
-        return (now - before[0]) - (spent - before[1])
 
 
 def train(
@@ -233,7 +224,9 @@ def _headline(run: Run, own: Iterator[tuple[str, torch.Tensor]]) -> np.ndarray:
 
 def check_everywhere(comm: Communicator, error: UserError | None) -> None:
     """Raise on rank 0 what any rank ran into while it got ready, once for all."""
-    troubles = [trouble for trouble in comm.collect(None if error is None else str(error)) if trouble]
-    if troubles:
-        raise UserError(troubles[0])
+    told = comm.collect(None if error is None else (str(error), error.status))
+    for message, status in filter(None, told):
+        trouble = UserError(message)
+        trouble.status = status
+        raise trouble
     comm.share(None)

@@ -29,7 +29,7 @@ def what_counts(found: dict[str, Any], out: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     kept = {k: found[k] for k in ("models_sha256", "per_client", "models", "mean_last5", "worst10")}
     scores = {name: {**s, "round_seconds": 0} for name, s in found["baselines"].items()}
-    return {**kept, "baselines": scores, "rounds": [{**row, "seconds": 0} for row in rows]}
+    return {**kept, "baselines": scores, "rounds": [{**row, "seconds": 0, "turn_seconds": 0} for row in rows]}
 
 
 def on_ranks(tmp_path: Path, *args: object, ranks: tuple[int, ...] = (1, 3, 5), **env: object) -> list:
@@ -138,5 +138,5 @@ def test_resulting_files(tmp_path: Path) -> None:
 
     sent, size = found["bytes_sent"], models.nbytes
     assert sent["scatter"] == 7 * size
-    figures = 7 * 32 * 5 * 8 + 5 * 32 * 3 * 8  # held-out losses; counts of three models
+    figures = 7 * 32 * 6 * 8 + 5 * 32 * 3 * 8  # seconds and five losses; counts of three models
     assert sent["gather"] == 7 * 2 * size + figures

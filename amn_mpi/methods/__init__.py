@@ -24,6 +24,11 @@ def get(name: str) -> type[Method]:
     return getattr(importlib.import_module(module), cls)
 
 
+def listed(names: str) -> list[str]:
+    """Names out of a text that separates them by commas."""
+    return [name for name in names.replace(" ", "").split(",") if name]
+
+
 def options(name: str) -> type:
     """The frozen dataclass of the method's options."""
     return get(name).Options

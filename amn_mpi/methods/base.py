@@ -10,8 +10,9 @@ reference to them beyond the call.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Iterator, Literal, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -102,11 +103,12 @@ class Update:
     """What a client's turn leaves: single numbers to return, and its new state by name.
 
     State vectors may be views of ``client.up`` or of what was received: they are copied when the
-    round is committed.
+    round is committed. ``seconds`` is the turn's wall time, filled in by the runtime.
     """
 
     figures: Mapping[str, float] = field(default_factory=dict)
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,13 @@ class Arrived:
         rows: (clients of the cohort, vectors, P) for ``up = "rows"``.
         mean: (vectors, P) for ``up = "mean"``.
         figures: name -> (clients of the cohort,) float64.
+        seconds: (clients of the cohort,) wall time of each turn.
     """
 
     rows: torch.Tensor
     mean: torch.Tensor
     figures: Mapping[str, np.ndarray]
+    seconds: np.ndarray
 
 
 class Method:

@@ -3,8 +3,9 @@ Adaptation", arXiv:2002.04758, section 3 (fine-tuning)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amn_mpi.config import key
 from amn_mpi.methods.base import Client
