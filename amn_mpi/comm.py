@@ -14,6 +14,7 @@ import pickle
 import socket
 import sys
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -44,7 +45,10 @@ class Communicator:
         import mpi4py
 
         mpi4py.rc.thread_level = "funneled"
-        from mpi4py import MPI
+
+        with warnings.catch_warnings():  # of a launcher that does not match; told better below
+            warnings.simplefilter("ignore")
+            from mpi4py import MPI
 
         self._mpi = MPI
         self._world = self._everybody = MPI.COMM_WORLD

@@ -43,6 +43,7 @@ def run_all(
             "wait_cpu": comm.wait_cpu - waited,
             "sent": dict(comm.sent),
             "memory_mb": _peak_memory(),
+            "engine": f"{ready.engine.device.type}-{ready.engine.name}",
         }
     )
     rows = session.final_models(run)
@@ -85,7 +86,7 @@ def describe(
         "ranks": comm.size,
         "clients": fed.clients,
         "parameters": ready.layout.size,
-        "engine": f"{ready.config.device}-sequential",
+        "engine": cost[-1]["engine"],
         "model": run.method.headline,
         **recorder.scores(),
         "baselines": baselines,
@@ -191,8 +192,6 @@ def _about(config: Config, fed: Federation) -> dict[str, Any]:
         "shape": list(fed.shape),
         "scale": fed.scale,
         "shift": fed.shift,
-        "model": config.model.name,
-        "hidden": config.model.hidden,
         "classes": fed.classes,
         "config": json.dumps(config.as_dict()),
     }

@@ -119,6 +119,7 @@ def _dry_run(config: Config, comm: Communicator) -> None:
     from amn_mpi import budget, data
 
     fed = data.describe(config.data, config.seed)
+    budget.layout_of(config, fed)  # a model that does not fit is refused before anything is printed
     print(yaml.safe_dump(config.as_dict(), sort_keys=False))
     budget.show(config, fed, comm)
 

@@ -89,6 +89,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 def _live(width: int) -> Any:
     from rich.console import Console
 
-    status = Console(width=width, force_terminal=True).status("starting", refresh_per_second=2)
+    console = Console(width=width, force_terminal=True)
+    # A rank that dies takes rank 0 with it at once: nobody would show a hidden cursor again.
+    console.show_cursor = lambda show=True: False
+    status = console.status("starting", refresh_per_second=2)
     status.start()
     return status

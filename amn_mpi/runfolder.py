@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import time
@@ -103,21 +104,20 @@ class RunFolder:
         Raises:
             UserError: the file cannot be written (a full disk); nothing half-written stays.
         """
-        import h5py
-
+        image, offset = _lay_out(layout, clients, about)
         final, temporary = self.path / "models.h5", self.path / ".models.h5"
         try:
-            with h5py.File(temporary, "w") as file:
-                models = file.create_dataset("models", (clients, layout.size), "<f4")
+            with open(temporary, "wb+") as file:
+                file.write(image)
                 for client, row in rows:
-                    models[client] = row
-                for name, value in about.items():
-                    file.attrs[name] = value
-                file.attrs["layout"] = json.dumps(layout.as_dict())
+                    file.seek(offset + client * 4 * layout.size)
+                    file.write(row.astype("<f4", copy=False).data)
                 file.flush()
+                os.fsync(file.fileno())
+                file.seek(offset)
                 digest = hashlib.sha256()
-                for client in range(clients):
-                    digest.update(models[client].tobytes())
+                for _ in range(clients):
+                    digest.update(file.read(4 * layout.size))
             os.replace(temporary, final)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -134,6 +134,27 @@ class RunFolder:
 
     def _guard(self, name: str) -> _Guard:
         return _Guard(self.path / name)
+
+
+def _lay_out(layout: ParameterLayout, clients: int, about: dict[str, Any]) -> tuple[bytes, int]:
+    """models.h5 without its rows, and the byte offset where they belong.
+
+    HDF5 lays the file out in memory and plain writes fill it: on a disk that runs full a plain
+    write is an ordinary error, while HDF5 fails once more when it closes the file.
+    """
+    import h5py
+
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        for name, value in {**about, "layout": json.dumps(layout.as_dict())}.items():
+            file.attrs[name] = value
+        file["clients"] = clients  # a first member: HDF5 then has no need of space behind models
+        models = file.create_dataset("models", (clients, layout.size), "<f4", dcpl=early)
+        offset = models.id.get_offset()
+    return image.getvalue()[:offset], offset
 
 
 class _Guard:

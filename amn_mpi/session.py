@@ -141,19 +141,22 @@ class Recorder:
         self.progress.show(self.label, outcome.round, row.get("mean_accuracy"), outcome.seconds)
 
     def scores(self) -> dict[str, Any]:
-        """The configured model's figures over clients and rounds, and those of the others."""
-        headline = self.run.method.models.index(self.run.method.headline)
-        scored = [row for row in self.rounds if "mean_accuracy" in row]
-        best = max(scored, key=lambda row: row["mean_accuracy"])
-        result = metrics.summary(self.correct[:, headline], self.tested)
-        result["mean_last5"] = round(float(np.mean([r["mean_accuracy"] for r in scored[-5:]])), 6)
-        result["best_round"], result["best_accuracy"] = best["round"], best["mean_accuracy"]
-        result["models"] = {}
-        for k, name in enumerate(self.run.method.models):
-            of_model = metrics.summary(self.correct[:, k], self.tested)
-            last = np.mean([r["models"][name]["mean_accuracy"] for r in scored[-5:]])
-            result["models"][name] = {**of_model, "mean_last5": round(float(last), 6)}
-        return result
+        """Figures over clients and rounds: of the configured model, and of each under ``models``."""
+        names = self.run.method.models
+        each = {name: self._model_scores(k, name) for k, name in enumerate(names)}
+        return {**each[self.run.method.headline], "models": each}
+
+    def _model_scores(self, k: int, name: str) -> dict[str, Any]:
+        """The last round's summary, the mean of the last five rounds, and the best round."""
+        scored = [row for row in self.rounds if "models" in row]
+        means = [row["models"][name]["mean_accuracy"] for row in scored]
+        best = int(np.argmax(means))
+        return {
+            **metrics.summary(self.correct[:, k], self.tested),
+            "mean_last5": round(float(np.mean(means[-5:])), 6),
+            "best_round": scored[best]["round"],
+            "best_accuracy": means[best],
+        }
 
     def _scores(self, correct: np.ndarray) -> dict[str, Any]:
         names = self.run.method.models

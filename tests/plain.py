@@ -7,10 +7,11 @@ and comes from ``amn_mpi.rng``; the signs of AMN's sketch come from torch's gene
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,9 +162,9 @@ def _softmax(rows: Array) -> Array:
 def sketch(row: Array, signs: Array, groups: list[slice], k: int) -> Array:
     """Coordinate c of a group goes to bucket c mod k with its sign."""
     out = np.zeros((len(groups), k))
-    for l, group in enumerate(groups):
+    for layer, group in enumerate(groups):
         for c, value in enumerate(row[group] * signs[group]):
-            out[l, c % k] += value
+            out[layer, c % k] += value
     return out
 
 
@@ -172,12 +173,12 @@ def cosines(sketches: Array, seen: Array) -> Array:
     n, layers, _ = sketches.shape
     s = np.zeros((layers, n, n))
     centre = sketches[seen].mean(0)
-    for l in range(layers):
+    for layer in range(layers):
         for i in np.flatnonzero(seen):
             for j in np.flatnonzero(seen):
-                a, b = sketches[i, l] - centre[l], sketches[j, l] - centre[l]
+                a, b = sketches[i, layer] - centre[layer], sketches[j, layer] - centre[layer]
                 length = np.sqrt(a @ a) * np.sqrt(b @ b)
-                s[l, i, j] = a @ b / length if length else 0.0
+                s[layer, i, j] = a @ b / length if length else 0.0
     return s
 
 
@@ -186,10 +187,10 @@ def attention(meta: Meta, tau: float, s: Array, i: int, seen: Array) -> Array:
     layers, n = s.shape[:2]
     a = np.zeros((layers, n))
     others = [j for j in np.flatnonzero(seen) if j != i] if seen[i] else []
-    for l in range(layers):
+    for layer in range(layers):
         if others:
-            e = [tau * sum(meta.omega[l, m] * s[m, i, j] for m in range(layers)) for j in others]
-            a[l, others] = _softmax(np.array(e))
+            e = [tau * sum(meta.omega[layer, m] * s[m, i, j] for m in range(layers)) for j in others]
+            a[layer, others] = _softmax(np.array(e))
     return a
 
 
@@ -217,12 +218,12 @@ def meta_gradient(
     by_evidence, by_gate = np.zeros_like(meta.evidence), np.zeros_like(meta.gate)
     if not a.any():
         return by_evidence, by_gate
-    for l in range(len(b)):
-        by_a = b[l] * inner[l]
-        by_e = a[l] * (by_a - a[l] @ by_a)
+    for layer in range(len(b)):
+        by_a = b[layer] * inner[layer]
+        by_e = a[layer] * (by_a - a[layer] @ by_a)
         by_omega = tau * np.array([by_e @ s[m, i] for m in range(len(b))])
-        by_evidence[l] = meta.omega[l] * (by_omega - meta.omega[l] @ by_omega)
-        by_gate[l] = b[l] * (1 - b[l]) * (inner[l] @ (a[l] - c))
+        by_evidence[layer] = meta.omega[layer] * (by_omega - meta.omega[layer] @ by_omega)
+        by_gate[layer] = b[layer] * (1 - b[layer]) * (inner[layer] @ (a[layer] - c))
     return by_evidence, by_gate
 
 
@@ -266,7 +267,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callabl
             weights = np.tile(np.where(seen, samples, 0) / samples[seen].sum(), (layers, 1))
             if t > o.common_rounds:
                 weights = mixing(meta, o.tau, s, samples, seen, i)
-            down[i] = np.concatenate([weights[l] @ theta[:, g] for l, g in enumerate(groups)])
+            down[i] = np.concatenate([weights[layer] @ theta[:, g] for layer, g in enumerate(groups)])
         new, by, losses = {}, np.zeros_like(first), np.zeros(len(RHO))
         for i, p_i in zip(cohort, p):
             h = held[i]

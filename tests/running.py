@@ -53,18 +53,21 @@ def start(
     env: Mapping[str, object] | None = None,
     script: str | Path | None = None,
     cwd: str | Path | None = None,
-    **popen: Any,
+    under: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
-    """A run in the background, in a process group of its own; end it with ``end``."""
+    """A run in the background, in a session of its own; end it with ``end``.
+
+    Args:
+        under: a command that starts the run, such as ``setpriv``.
+    """
     return subprocess.Popen(
-        command(*args, ranks=ranks, script=script),
+        [*under, *command(*args, ranks=ranks, script=script)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(env),
         cwd=cwd or REPOSITORY,
         start_new_session=True,
-        **popen,
     )
 
 
@@ -89,10 +92,10 @@ def run(
     timeout: float = 60.0,
     script: str | Path | None = None,
     cwd: str | Path | None = None,
-    **popen: Any,
+    under: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """``python -m amn_mpi.main ARGS`` (under mpirun for ``ranks`` > 0), to its end."""
-    process = start(*args, ranks=ranks, env=env, script=script, cwd=cwd, **popen)
+    process = start(*args, ranks=ranks, env=env, script=script, cwd=cwd, under=under)
     return end(process, timeout)
 
 

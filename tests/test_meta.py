@@ -43,7 +43,8 @@ def outputs(seen: np.ndarray, sketches: np.ndarray = SKETCHES, samples: np.ndarr
     queries = torch.arange(len(seen))
     common = meta.leave_one_out(torch.from_numpy(samples), seen_, queries)
     made = network()
-    return s, made.attention(s, allowed(seen)), made(s, allowed(seen), common)
+    a, w = made.attention(s, allowed(seen)), made(s, allowed(seen), common)
+    return s, a.detach(), w.detach()
 
 
 # ---- sketch
@@ -74,8 +75,8 @@ def test_sketch_is_linear_and_repeats() -> None:
 def test_inner_products_are_exact_in_small_groups(k: int) -> None:
     made = sketch(GROUPS, k)
     a, b = torch.from_numpy(MODELS[:2].astype(np.float32))
-    for l, group in enumerate(SLICES):
-        assert float(made(a)[l] @ made(b)[l]) == pytest.approx(float(a[group] @ b[group]), rel=1e-4)
+    for layer, group in enumerate(SLICES):
+        assert float(made(a)[layer] @ made(b)[layer]) == pytest.approx(float(a[group] @ b[group]), rel=1e-4)
 
 
 def test_inner_products_are_kept_in_expectation() -> None:
@@ -119,12 +120,12 @@ def test_attention_and_mixing_equal_numpy(seen: np.ndarray) -> None:
     for i in range(N):
         np.testing.assert_allclose(a[:, i], plain.attention(NUMBERS, TAU, s.numpy(), i, seen), atol=1e-12)
         expected = plain.mixing(NUMBERS, TAU, s.numpy(), SAMPLES, seen, i)
-        np.testing.assert_allclose(w[:, i].detach(), expected, atol=1e-12)
+        np.testing.assert_allclose(w[:, i], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("seen", [ALL, SOME, ONE, np.array([True, True, False, False, False])])
 def test_rows_sum_to_one_and_leave_out_oneself_and_the_unseen(seen: np.ndarray) -> None:
-    _, a, w = (t.detach().numpy() for t in outputs(seen))
+    _, a, w = (t.numpy() for t in outputs(seen))
     for i in range(N):
         someone = seen[i] and seen.sum() > 1
         np.testing.assert_allclose(a[:, i].sum(1), float(someone), atol=1e-12)
@@ -142,8 +143,8 @@ def test_alone_one_keeps_the_own_model() -> None:
 def test_permuted_clients_permute_the_result() -> None:
     order = np.array([3, 0, 4, 1, 2])
     for there, here in zip(outputs(SOME[order], SKETCHES[order], SAMPLES[order]), outputs(SOME)):
-        expected = here[:, order][:, :, order].detach()
-        np.testing.assert_allclose(there.detach(), expected, atol=1e-12)
+        expected = here[:, order][:, :, order]
+        np.testing.assert_allclose(there, expected, atol=1e-12)
 
 
 def test_equal_clients_get_equal_weights() -> None:
@@ -151,13 +152,13 @@ def test_equal_clients_get_equal_weights() -> None:
     sketches[3], samples[3] = sketches[1], samples[1]
     _, a, w = outputs(ALL, sketches, samples)
     for t in (a, w):
-        np.testing.assert_allclose(t[:, [0, 2, 4], 3].detach(), t[:, [0, 2, 4], 1].detach(), atol=1e-14)
-        np.testing.assert_allclose(t[:, 1, 3].detach(), t[:, 3, 1].detach(), atol=1e-14)
+        np.testing.assert_allclose(t[:, [0, 2, 4], 3], t[:, [0, 2, 4], 1], atol=1e-14)
+        np.testing.assert_allclose(t[:, 1, 3], t[:, 3, 1], atol=1e-14)
 
 
 def test_all_equal_clients_get_the_plain_mean_of_the_others() -> None:
     same = np.repeat(SKETCHES[:1], N, 0)
-    a = outputs(ALL, same)[1].detach().numpy()
+    a = outputs(ALL, same)[1].numpy()
     np.testing.assert_allclose(a, np.broadcast_to((1 - np.eye(N)) / (N - 1), a.shape), atol=1e-12)
 
 
@@ -197,11 +198,11 @@ def test_mix_and_products_layer_by_layer() -> None:
     out = torch.full((3, 57), 9.0, dtype=torch.float64)
     meta.mix(torch.from_numpy(w), torch.from_numpy(MODELS), LAYOUT, out)
     inner = meta.products(torch.from_numpy(g), torch.from_numpy(MODELS), LAYOUT)
-    for l, group in enumerate(SLICES):
+    for layer, group in enumerate(SLICES):
         for i in range(3):
-            hybrid = sum(w[l, i, j] * MODELS[j, group] for j in range(N))
+            hybrid = sum(w[layer, i, j] * MODELS[j, group] for j in range(N))
             np.testing.assert_allclose(out[i, group], hybrid, atol=1e-12)
-            np.testing.assert_allclose(inner[l, i], [g[i, group] @ MODELS[j, group] for j in range(N)])
+            np.testing.assert_allclose(inner[layer, i], [g[i, group] @ MODELS[j, group] for j in range(N)])
 
 
 # ---- the gradient
@@ -214,7 +215,8 @@ def data(i: int) -> tuple[np.ndarray, np.ndarray]:
 
 def hybrids(numbers: plain.Meta, s: np.ndarray, seen: np.ndarray, clients: list[int]) -> np.ndarray:
     rows = [plain.mixing(numbers, TAU, s, SAMPLES, seen, i) for i in clients]
-    return np.array([np.concatenate([w[l] @ MODELS[:, g] for l, g in enumerate(SLICES)]) for w in rows])
+    pieces = [np.array([w[layer] @ MODELS[:, g] for w in rows]) for layer, g in enumerate(SLICES)]
+    return np.concatenate(pieces, 1)
 
 
 @pytest.mark.parametrize(("seen", "clients"), [
@@ -260,7 +262,8 @@ def test_adam_by_hand_and_over_steps() -> None:
     meta.adam(at, torch.tensor([3.0, -1e-4, 0.0]), moments, 1, 0.1)
     np.testing.assert_allclose(at, [0.9, 1.1, 1.0], rtol=1e-5)
     m = v = np.zeros(4)
-    here, theirs, moments = np.ones(4), torch.ones(4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    here, theirs = np.ones(4), torch.ones(4, dtype=torch.float64)
+    moments = torch.zeros(2, 4, dtype=torch.float64)
     for step in range(1, 12):
         g = DRAW.normal(size=4)
         m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g

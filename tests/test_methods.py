@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import rng, rounds
+from amn_mpi import rng, rounds, session
 from amn_mpi.config import Evaluate, Local
-from amn_mpi.methods import METHODS, fedavg, fedavg_ft, get, local
+from amn_mpi.errors import UserError
+from amn_mpi.methods import METHODS, amn, fedavg, fedavg_ft, get, local
+from amn_mpi.progress import Progress
 
 LOCALS = [
     Local(epochs=2, steps=0, batch_size=8, lr=0.2, momentum=0.0, weight_decay=0.0),
@@ -152,8 +155,35 @@ def test_evaluation_changes_nothing(tmp_path: Path, name: str) -> None:
 
 
 def test_divergence_names_round_and_client(tmp_path: Path) -> None:
-    from amn_mpi.errors import UserError
-
     run = plain.start(tmp_path, fedavg.Options(), rounds=9, local=Local(epochs=1, lr=1e30))
     with pytest.raises(UserError, match=r"round \d: client \d diverged"):
         rounds.train(run, lambda outcome: None)
+
+
+# ---- what is made of a run
+
+
+def test_final_models_are_the_reported_ones(tmp_path: Path) -> None:
+    for options in (fedavg_ft.Options(), local.Options(), amn.Options(report="hybrid")):
+        run, _ = train(tmp_path, options, 7, local=LOCALS[0])
+        own = [d[run.method.headline] for d in deployed(run, 7)]
+        rows = [(client, row.copy()) for client, row in session.final_models(run)]
+        assert [client for client, _ in rows] == list(range(5))
+        assert np.array_equal([row for _, row in rows], own)
+
+
+def test_scores_by_hand(tmp_path: Path) -> None:
+    """Means over clients and over the last five evaluated rounds; the best round is the first such."""
+    run = plain.start(tmp_path, fedavg_ft.Options(), rounds=7, local=LOCALS[0])
+    fed = SimpleNamespace(test=np.array([4, 4, 4, 4, 8]), clients=5,
+                          concept_group=np.zeros(5), label_group=np.zeros(5))
+    made = session.Recorder(SimpleNamespace(fed=fed), run, None, Progress("off", 7), "x")
+    for t, right in enumerate((0, 4, 3, None, 2, 1, 4, 0), 1):  # by the fine-tuned model
+        counts = None if right is None else np.array([[right, 1]] * 4 + [[2 * right, 0]])
+        made(rounds.Outcome(t, np.arange(5), {}, 0.0, counts))
+    scores = made.scores()
+    assert scores["mean_accuracy"] == 0 and scores["mean_last5"] == 100 * (3 + 2 + 1 + 4 + 0) / 4 / 5
+    assert (scores["best_round"], scores["best_accuracy"]) == (2, 100)
+    assert scores["models"]["global"]["mean_last5"] == 20  # four clients at 25 %, one at 0
+    assert scores["models"]["global"]["weighted_accuracy"] == pytest.approx(100 * 4 / 24, abs=1e-6)
+    assert "mean_accuracy" not in made.rounds[3]

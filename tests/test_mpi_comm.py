@@ -31,3 +31,15 @@ def test_waiting_ranks_leave_the_cores_alone() -> None:
     waited, cpu = map(float, done.stdout.split())
     assert waited > 2
     assert cpu < 1.2
+
+
+def _free_memory_gb() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+
+
+@pytest.mark.skipif(_free_memory_gb() < 8, reason="needs 8 GB of free memory")
+def test_more_elements_than_an_int_can_count() -> None:
+    """2.4e9 one-byte elements in one gather and one scatter."""
+    done = run(ranks=4, script=SCRIPTS / "large.py", timeout=180)
+    assert done.stdout == "2,400,000,000 elements gathered and scattered\n", done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import result, run
+from running import REPOSITORY, result, run
 
 
 def finished(out: Path, *args: object, ranks: int, timeout: float = 120, **env: object) -> dict[str, Any]:
@@ -135,6 +135,12 @@ def test_resulting_files(tmp_path: Path) -> None:
     assert found["mean_accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-4)
     worst = np.sort(accuracies)[:4]
     assert found["worst10"] == pytest.approx(np.mean(worst), abs=1e-4)
+
+    example = (REPOSITORY / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    script = tmp_path / "example.py"
+    script.write_text(example.replace("runs/RUN", str(tmp_path / "run")))
+    shown = run(script=script, env={"AMN_CACHE": tmp_path / "cache"})
+    assert 100 * float(shown.stdout) == pytest.approx(accuracies[7], abs=1e-4), shown.stderr
 
     sent, size = found["bytes_sent"], models.nbytes
     assert sent["scatter"] == 7 * size

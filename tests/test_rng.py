@@ -62,7 +62,7 @@ def test_cohort_sizes(clients: int, fraction: float, size: int) -> None:
     for t in range(1, 6):
         cohort = rng.cohort(1, t, clients, fraction)
         assert len(cohort) == size and np.array_equal(cohort, np.unique(cohort))
-        assert 0 <= cohort.min() and cohort.max() < clients
+        assert cohort.min() >= 0 and cohort.max() < clients
 
 
 def test_cohorts_change_and_serve_every_client_alike() -> None:

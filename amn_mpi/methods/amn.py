@@ -193,17 +193,18 @@ class AMN(Method):
         import torch
 
         weights = self.setting.samples[cohort] / self.setting.samples[cohort].sum()
-        now = torch.tensor([float(figures[name] @ weights) for name in self.wire.figures])
+        pooled = [float(figures[name] @ weights) for name in self.wire.figures]
+        now = torch.tensor(pooled, dtype=torch.float64)
         decay = self.options.rho_decay if server["held_losses"].any() else 0.0
-        server["held_losses"].mul_(decay).add_(now.double(), alpha=1 - decay)
+        server["held_losses"].mul_(decay).add_(now, alpha=1 - decay)
         server["rho"].fill_(RHO[int(server["held_losses"].argmin())])
 
     def _figures(self, server: State) -> dict[str, Any]:
         network, parameters, _ = self._meta()
         parameters.copy_(server["meta"])
-        attention = self.attention(server)
-        squares = (attention**2).sum(2)
-        neighbours = np.where(squares > 0, 1 / np.maximum(squares, 1e-12), 0).mean(1)
+        squares = (self.attention(server) ** 2).sum(2)
+        attended = squares[0] > 0  # a client that nobody knows yet listens to nobody
+        neighbours = (1 / squares[:, attended]).mean(1) if attended.any() else np.zeros(len(squares))
         return {
             "rho": float(server["rho"]),
             "gate": network.gates().tolist(),

@@ -1,6 +1,6 @@
 """More than 2^31 elements in one gather and one scatter: three rows of 0.8e9 bytes each.
 
-Not part of the suite: it takes 5 GB and a minute.   mpirun -n 4 python tests/scripts/large.py
+Takes 5 GB of memory; run under mpirun -n 4 by test_mpi_comm.
 """
 
 import numpy as np

@@ -1,0 +1,247 @@
+"""AMN: eight rounds against plain numpy, the held-out samples, and what it achieves."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain
+import pytest
+import torch
+
+from amn_mpi import rng, rounds, session
+from amn_mpi.clock import Clock
+from amn_mpi.config import Config, Data, Evaluate, Local, Model
+from amn_mpi.data import load_clients, prepare
+from amn_mpi.methods import fedavg_ft, local
+from amn_mpi.methods.amn import Options, held_out
+
+OPTIONS = Options(tau=3.0, sketch=16, gate=0.4, meta_lr=0.2, common_rounds=5, held_out=0.2, rho_decay=0.7)
+TRAINED = Local(epochs=2, steps=0, batch_size=8, lr=0.1, momentum=0.3, weight_decay=0.01)
+MLP = Model("mlp", hidden=plain.HIDDEN)
+CUT = plain.HIDDEN * (plain.FEATURES + 1)
+GROUPS = [slice(0, CUT), slice(CUT, CUT + plain.CLASSES * (plain.HIDDEN + 1))]  # both over 16 long
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+def start(folder: Path, options: Options = OPTIONS, **keys: Any) -> rounds.Run:
+    keys = {"rounds": 8, "local": TRAINED, "model": MLP, **keys}
+    return plain.start(folder, options, **keys)
+
+
+def shown(run: rounds.Run) -> dict[str, np.ndarray]:
+    """What the run holds on rank 0 and at the clients."""
+    at = run.server["meta"].double().numpy()
+    return {
+        "hybrids": run.state["hybrid"].numpy(), "models": run.state["model"].numpy(),
+        "server's models": run.server["models"].numpy(), "evidence": at[:4].reshape(2, 2),
+        "gate": at[4:], "attention": run.method.attention(run.server),
+        "held losses": run.server["held_losses"].numpy(), "rho": np.array(float(run.server["rho"])),
+    }
+
+
+def wanted(picture: plain.Picture) -> dict[str, np.ndarray]:
+    return {
+        "hybrids": picture.hybrids, "models": picture.models, "server's models": picture.models,
+        "evidence": picture.meta.evidence, "gate": picture.meta.gate, "attention": picture.attention,
+        "held losses": picture.held_losses, "rho": np.array(picture.rho),
+    }
+
+
+# ---- the whole method
+
+
+@pytest.mark.parametrize(("options", "keys"), [
+    (OPTIONS, {}),
+    (OPTIONS, {"cohort": 0.6}),
+    (OPTIONS, {"cohort": 0.6, "seed": 5}),
+    (dataclasses.replace(OPTIONS, common_rounds=0, sketch=500, rho_decay=0.0), {"cohort": 0.4}),
+    (dataclasses.replace(OPTIONS, common_rounds=1, meta_lr=0.0, tau=8.0), {"seed": 9}),
+], ids=["everyone", "cohort", "another seed", "from the first round", "static"])
+def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, Any]) -> None:
+    run = start(tmp_path, options, **keys)
+    assert len({len(s.y) for s in run.samples.values()}) == 5
+    expected = plain.amn(run, GROUPS, plain.signs_of(run), 8)
+    for t, picture in enumerate(expected, 1):
+        figures = rounds.run_round(run, t).figures
+        here, there = shown(run), wanted(picture)
+        for name in there:
+            np.testing.assert_allclose(here[name], there[name], err_msg=f"{name}, round {t}", **CLOSE)
+        assert figures["rho"] == picture.rho
+        np.testing.assert_allclose(figures["gate"], picture.meta.gates, **CLOSE)
+        np.testing.assert_allclose(figures["evidence"], picture.meta.omega, **CLOSE)
+    moved = abs(there["gate"] - np.log(options.gate / (1 - options.gate))).max()
+    assert (moved > 0.1) == (options.meta_lr > 0)
+
+
+def test_what_is_evaluated(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    *_, last = plain.amn(run, GROUPS, plain.signs_of(run), 8)
+    outcomes = [rounds.run_round(run, t) for t in range(1, 9)]
+    blends = last.rho * last.models + (1 - last.rho) * last.hybrids
+    for i, (client, models) in enumerate(rounds.personal_models(run, 8)):
+        found = {name: v.numpy() for name, v in models}
+        assert client == i and list(found) == ["local", "hybrid", "blend"]
+        for v, w in zip(found.values(), (last.models[i], last.hybrids[i], blends[i])):
+            np.testing.assert_allclose(v, w, **CLOSE)
+    tests = [(s.x_test.double().numpy(), s.y_test.numpy()) for s in run.samples.values()]
+    right = [[plain.mlp(w[i], *tests[i])[2] for w in (last.models, last.hybrids, blends)]
+             for i in range(5)]
+    assert outcomes[-1].correct.tolist() == right
+
+
+@pytest.mark.parametrize("report", ["local", "hybrid", "blend"])
+def test_the_reported_model_is_configured(tmp_path: Path, report: str) -> None:
+    assert start(tmp_path, dataclasses.replace(OPTIONS, report=report)).method.headline == report
+
+
+def test_a_single_seen_client_gives_numbers(tmp_path: Path) -> None:
+    """One client a round and no common rounds: at first nobody has anybody else."""
+    run = start(tmp_path, dataclasses.replace(OPTIONS, common_rounds=0), cohort=0.2)
+    for t in range(1, 9):
+        figures = rounds.run_round(run, t).figures
+        held = [v for v in (*run.server.values(), *run.state.values()) if v.is_floating_point()]
+        assert all(v.isfinite().all() for v in held)
+        assert np.isfinite(figures["effective_neighbours"]).all()
+        if t == 1:
+            assert not run.method.attention(run.server).any()
+    assert run.server["seen"].sum() > 1 and run.method.attention(run.server).any()
+
+
+def test_one_client_in_all_trains_alone(tmp_path: Path) -> None:
+    run = start(tmp_path, data={"clients": 1, "sizes": "equal"})
+    for t in range(1, 9):
+        before = run.state["model"][0].clone()
+        rounds.run_round(run, t)
+        assert torch.equal(run.state["hybrid"][0], before)
+
+
+def test_the_state_of_the_server_is_enough(tmp_path: Path) -> None:
+    """Nothing hides in the method: a new one with a copy of the state goes on bit for bit."""
+    run, other = start(tmp_path), start(tmp_path)
+    for t in range(1, 7):
+        rounds.run_round(run, t)
+    other.server.update({k: v.clone() for k, v in run.server.items()})
+    other.state.update({k: v.clone() for k, v in run.state.items()})
+    for t in (7, 8):
+        rounds.run_round(run, t)
+        rounds.run_round(other, t)
+    for k in run.server:
+        assert torch.equal(run.server[k], other.server[k]), k
+
+
+# ---- held-out samples
+
+
+def test_held_out_samples_are_never_trained_on(tmp_path: Path) -> None:
+    """Other values there: the round's models stay bit for bit, gradients and losses change."""
+    run, other = start(tmp_path), start(tmp_path)
+    for s in other.samples.values():
+        held = held_out(len(s.y), OPTIONS.held_out)
+        s.x[:held] = s.x[:held] * -2 + 1
+        s.y[:held] = (s.y[:held] + 1) % plain.CLASSES
+    for t in range(1, 6):
+        rounds.run_round(run, t)
+        rounds.run_round(other, t)
+        assert torch.equal(run.state["model"], other.state["model"])
+        assert torch.equal(run.state["hybrid"], other.state["hybrid"])
+        here, there = run.exchange.up[:, 1], other.exchange.up[:, 1]
+        assert all((here - there).abs().amax(1) > 1e-3)
+    assert not np.allclose(run.server["held_losses"], other.server["held_losses"], rtol=0.01)
+
+
+def test_every_other_sample_is_trained_on(tmp_path: Path) -> None:
+    for k in range(3):
+        run, other = start(tmp_path), start(tmp_path)
+        for s in other.samples.values():
+            s.x[held_out(len(s.y), OPTIONS.held_out) + k] += 1
+        rounds.run_round(run, 1)
+        rounds.run_round(other, 1)
+        assert ((run.state["model"] - other.state["model"]).abs().amax(1) > 1e-4).all()
+
+
+def test_samples_come_in_an_order_drawn_once(tmp_path: Path) -> None:
+    """What is held out is a random part, the same one in every round and run."""
+    run = start(tmp_path)
+    fed = prepare(run.config.data, run.config.seed)
+    for i, client in enumerate(load_clients(fed, range(5))):
+        order = rng.generator(run.config.seed, "order", 0, i).permutation(len(client.y_train))
+        held = run.samples[i]
+        assert np.array_equal(held.x, client.x_train[order]) and np.array_equal(held.y, client.y_train[order])
+        assert np.array_equal(held.x_test, client.x_test) and np.array_equal(held.y_test, client.y_test)
+
+
+@pytest.mark.parametrize(("samples", "fraction", "held"), [
+    (100, 0.125, 12), (42, 0.125, 5), (8, 0.125, 2), (10, 0.01, 2), (4, 0.125, 2), (3, 0.125, 1),
+    (2, 0.5, 1), (1, 0.9, 0), (10, 0.99, 5), (9, 0.99, 4), (40, 0.2, 8),
+])
+def test_size_of_the_held_out_part(samples: int, fraction: float, held: int) -> None:
+    assert held_out(samples, fraction) == held
+
+
+def test_bounds_of_the_held_out_part() -> None:
+    for n in range(1, 60):
+        for fraction in (0.001, 0.1, 0.5, 0.999):
+            held = held_out(n, fraction)
+            assert min(2, n // 2) <= held <= n // 2 and n - held >= 1
+
+
+def test_clients_of_a_single_sample(tmp_path: Path) -> None:
+    data = {"clients": 4, "sizes": "equal", "train_per_client": 1, "test_per_client": 2, "min_samples": 1}
+    run = start(tmp_path, data=data)
+    for t in range(1, 8):
+        rounds.run_round(run, t)
+    assert run.state["model"].isfinite().all() and run.server["meta"].isfinite().all()
+
+
+# ---- what it achieves, on the embedded digits
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., session.Recorder]:
+    """Train methods on the same clients; returns their recorders."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+
+    def train(seed: int, count: int, concept: str, trained: Local, *methods: Any) -> list:
+        data = Data("digits", cache=cache, clients=32, labels="iid", concept=concept, concept_groups=2)
+        config = Config(seed=seed, rounds=count, device="cpu", data=data, model=Model("mlp", hidden=64),
+                        local=trained, method=methods[0], evaluate=Evaluate(every=1000), progress="off")
+        comm = plain.communicator()
+        ready = session.Session(config, comm, prepare(data, seed))
+        configs = [dataclasses.replace(config, method=m) for m in methods]
+        return [session.train(ready, c, Clock(comm, time.monotonic()), None)[1] for c in configs]
+
+    return train
+
+
+def score(recorder: session.Recorder) -> float:
+    return recorder.scores()["mean_last5"]
+
+
+def test_hidden_groups_are_found_and_it_pays(digits: Callable, record_property: Callable) -> None:
+    """Two groups with permuted labels; nothing else tells the clients apart."""
+    trained = Local(epochs=1, lr=0.1, batch_size=10)
+    amn, ft, alone = digits(0, 40, "permute", trained, Options(), fedavg_ft.Options(), local.Options())
+    inside = amn.rounds[19]["inside_concept_groups"]
+    scores = {"amn": score(amn), "fedavg_ft": score(ft), "local": score(alone)}
+    record_property("inside_groups", inside)
+    record_property("scores", scores)
+    assert len(inside) == 2 and min(inside) > 0.9
+    assert scores["amn"] > scores["fedavg_ft"] + 10  # seeds 0 to 4: 19 to 22 points
+    assert scores["amn"] > scores["local"]  # seeds 0 to 4: 8 to 14 points
+
+
+def test_without_groups_nothing_is_lost(digits: Callable, record_property: Callable) -> None:
+    """All clients alike: plain averaging is right, and the gate has to find that out."""
+    trained, differences = Local(epochs=5, lr=0.04, batch_size=21), []  # two steps an epoch
+    for seed in range(5):
+        amn, ft = digits(seed, 30, "none", trained, Options(), fedavg_ft.Options())
+        differences.append(round(score(amn) - score(ft), 2))
+        assert max(amn.rounds[-1]["gate"]) < 0.2  # it starts at 0.5
+    record_property("amn_minus_fedavg_ft", differences)
+    print("amn minus fedavg_ft, five seeds:", differences, "mean", np.mean(differences))
+    assert np.mean(differences) > -2
