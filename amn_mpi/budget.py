@@ -114,7 +114,7 @@ def warnings(config: Config, fed: Federation, comm: Communicator) -> list[str]:
         return []
     largest = max(range(len(found)), key=lambda rank: found[rank].memory)
     return [
-        f"the {len(found)} ranks on {comm.host} need about {_gb(needed)} of memory, {_gb(left)} are "
+        f"{_ranks(found)} on {comm.host}: about {_gb(needed)} of memory needed, {_gb(left)} "
         f"available; rank {largest} alone needs {_gb(found[largest].memory)}: lower "
         f"{_remedy(config, found[largest], len(found))}, or use more hosts"
     ]
@@ -138,7 +138,7 @@ def show(config: Config, fed: Federation, comm: Communicator) -> None:
         print(f"  {groups - MOST_RANKS} more kinds of ranks need less and are not listed")
     print(f"  memory includes about {BASE // MB} MB of Python, torch and MPI a rank")
     here = found[: comm.ranks_on_host]
-    print(f"  {comm.host}: {len(here)} ranks, about {_gb(memory_on_host(here))} of memory needed, "
+    print(f"  {_ranks(here)} on {comm.host}: about {_gb(memory_on_host(here))} of memory needed, "
           f"{_gb(available())} available", flush=True)
 
 
@@ -192,7 +192,7 @@ def _worker(
         "none": 0.0,
         "mean": wire.vectors * size * FIXED,
         "rows": share * wire.vectors * size * FLOAT,
-    }[wire.up] + share * len(wire.figures) * 8
+    }[wire.up] + share * (1 + len(wire.figures)) * 8  # every turn also returns its seconds
     tests = own * len(method.models) * 8 * _evaluations(config)
     rounds_down = config.rounds + (wire.down == "broadcast")  # the last evaluation needs one more
     return Need(
@@ -276,6 +276,10 @@ def _spans(ranks: Sequence[int]) -> str:
     starts = [0, *(k + 1 for k in ends[:-1])]
     spans = [f"{ranks[a]}-{ranks[b]}" if b > a else f"{ranks[a]}" for a, b in zip(starts, ends)]
     return ", ".join(spans) if len(spans) <= 3 else f"{', '.join(spans[:2])}, ... ({len(ranks)} ranks)"
+
+
+def _ranks(found: Sequence[Need]) -> str:
+    return f"{len(found)} rank{'s' if len(found) > 1 else ''}"
 
 
 def _size(count: float) -> str:

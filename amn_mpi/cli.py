@@ -17,10 +17,9 @@ import jsonargparse
 import yaml
 
 from amn_mpi import __version__, methods
-from amn_mpi.config import Comm, Config, Data, Evaluate, Key, Local, Model, all_keys, build
+from amn_mpi.config import SECTIONS, Config, Key, all_keys, build
 from amn_mpi.errors import ConfigError
 
-SECTIONS = {"data": Data, "model": Model, "local": Local, "evaluate": Evaluate, "comm": Comm}
 SWITCHES = {
     "config": "a YAML file, or the name of one that comes with the package; may be given several times",
     "print_config": "print the resolved configuration as YAML and stop",
@@ -53,7 +52,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, bool]:
     merged = _merge(layers, known, name)
     for word in words[::2]:
         _check_key(word[2:], known, "command line")
-    config = build(_parse_types(merged, words, options, known), options)
+    config = build(_parse_types(merged, words, known), options)
     _check_baselines(config.baselines)
     if "print_config" in switches:
         raise Printed(yaml.safe_dump(config.as_dict(), sort_keys=False).rstrip())
@@ -167,28 +166,29 @@ def _check_key(name: str, known: dict[str, Key], where: str) -> None:
         return
     section = name.rpartition(".")[0]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    siblings = [k for k in known if k.rpartition(".")[0] == section] or [k for k in known if "." not in k]
+    inside = [k for k in known if k.startswith(f"{name}.")]
+    beside = [k for k in known if k.rpartition(".")[0] == section] if section else []
+    siblings = inside or beside or [k for k in known if "." not in k] + [f"{s}.*" for s in (*SECTIONS, "method")]
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(f"{name}: unknown key ({where}); {hint}valid are {', '.join(siblings)}")
 
 
-def _parser(options: type) -> jsonargparse.ArgumentParser:
+def _parser(known: dict[str, Key]) -> jsonargparse.ArgumentParser:
+    """One argument a key. Not whole dataclasses: their modules' TYPE_CHECKING imports would then
+    be resolved, and with them torch imported, before a typing error is told."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    for name, section in {**SECTIONS, "method": options}.items():
-        parser.add_argument(f"--{name}", type=section, default=section())
-    for key in all_keys(options).values():
-        if "." not in key.name:
-            parser.add_argument(f"--{key.name}", type=key.type, default=key.default)
+    for key in known.values():
+        parser.add_argument(f"--{key.name}", type=key.type, default=key.default)
     return parser
 
 
 def _parse_types(
-    merged: dict[str, Any], words: list[str], options: type, known: dict[str, Key]
+    merged: dict[str, Any], words: list[str], known: dict[str, Key]
 ) -> dict[str, Any]:
     """Types as declared, by jsonargparse; its refusal becomes one line with what is valid."""
     given = [f"--{k}={_text(v)}" for k, v in merged.items()]
     given += [f"{option}={value}" for option, value in zip(words[::2], words[1::2])]
-    parser = _parser(options)
+    parser = _parser(known)
     try:
         return parser.parse_args(given).as_dict()
     except Exception as refusal:

@@ -44,18 +44,21 @@ class Communicator:
     def __init__(self) -> None:
         import mpi4py
 
-        mpi4py.rc.thread_level = "funneled"
-
+        mpi4py.rc.initialize = False
         with warnings.catch_warnings():  # of a launcher that does not match; told better below
             warnings.simplefilter("ignore")
             from mpi4py import MPI
 
+            self.library = " ".join(MPI.Get_library_version().split("\n")[0].strip("\x00").split())
+            _check_family(self.library)
+            if not MPI.Is_initialized():
+                MPI.Init_thread(MPI.THREAD_FUNNELED)
         self._mpi = MPI
         self._world = self._everybody = MPI.COMM_WORLD
         self.rank: int = self._world.rank
         self.size: int = self._world.size
         self.host = socket.gethostname()
-        _check_launcher(self.size, MPI.Get_library_version().split("\n")[0].strip("\x00 "))
+        _check_launcher(self.size, self.library)
         node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
         self.ranks_on_host: int = node.size
         self.rank_on_host: int = node.rank
@@ -99,10 +102,6 @@ class Communicator:
         if self.size == 1:
             return 0
         return self.rank - 1 if self.rank else None
-
-    @property
-    def library(self) -> str:
-        return self._mpi.Get_library_version().split("\n")[0].strip("\x00 ")
 
     # ---- arrays
 
@@ -311,6 +310,17 @@ class Communicator:
             )
 
 
+def _check_family(library: str) -> None:
+    """Stop before initialisation where another MPI than Open MPI was started by its launcher.
+
+    MPICH's own refusal comes from inside MPI_Init, once per rank and a page long.
+    """
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and not library.startswith("Open MPI"):
+        started = os.environ["OMPI_COMM_WORLD_SIZE"]
+        what = f"Open MPI's mpirun started {started} ranks (OMPI_COMM_WORLD_SIZE)"
+        _mismatch(what, library, "OMPI_COMM_WORLD_RANK")
+
+
 def _check_launcher(size: int, library: str) -> None:
     """Stop when the launcher started more ranks than this MPI library sees.
 
@@ -322,12 +332,17 @@ def _check_launcher(size: int, library: str) -> None:
             continue
         if int(started) == size:
             return
-        if os.environ.get(rank_name, "0") == "0":
-            print(
-                f"amn_mpi: the launcher started {started} ranks ({size_name}), the MPI library "
-                f"sees {size}: they do not belong together. Library: {library}; use its own "
-                "mpirun, or under Slurm srun --mpi=pmi2 (pmix for Open MPI).",
-                file=sys.stderr,
-                flush=True,
-            )
-        os._exit(2)
+        what = f"the launcher started {started} ranks ({size_name}), the MPI library sees {size}"
+        _mismatch(what, library, rank_name)
+
+
+def _mismatch(what: str, library: str, rank_name: str) -> NoReturn:
+    """One line from the first of the processes, status 2 from all."""
+    if os.environ.get(rank_name, "0") == "0":
+        print(
+            f"amn_mpi: {what}: they do not belong together. Library: {library}; use its own "
+            "mpirun, or under Slurm srun --mpi=pmi2 (pmix for Open MPI)",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(2)

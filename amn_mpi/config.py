@@ -90,6 +90,15 @@ class Comm:
     timeout: float = key(1800.0, "seconds without progress after which a rank counts as hung", gt=0)
 
 
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "model": Model,
+    "local": Local,
+    "evaluate": Evaluate,
+    "comm": Comm,
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything a run depends on."""
@@ -174,6 +183,5 @@ def build(values: dict[str, Any], options: type) -> Config:
             value = value[part]
         if not k.accepts(value):
             raise ConfigError(f"{k.name} = {value}: valid is {k.valid()}")
-    sections = {"data": Data, "model": Model, "local": Local, "evaluate": Evaluate, "comm": Comm}
-    sections["method"] = options
+    sections = {**SECTIONS, "method": options}
     return Config(**{k: sections[k](**v) if k in sections else v for k, v in values.items()})

@@ -1,0 +1,402 @@
+"""What a person can get wrong, and what the machine can: one clear line, a status, no hang."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import end, one_line, ranks_of, run, start, wait_for
+
+SMALL = ("--data.clients", 4, "--local.epochs", 1, "--progress", "off")
+SCRIPTS = Path(__file__).resolve().parent / "scripts"
+ENDLESS = (*SMALL, "--rounds", 100000, "--evaluate.every", 1000000)
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, Path]:
+    return {"AMN_CACHE": tmp_path / "cache"}
+
+
+def refused(tmp_path: Path, *args: object, status: int = 2, ranks: int = 0) -> str:
+    """The one line with which a run refuses to start; it leaves no folder and no cache file."""
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    done = run(*args, "--out", out, ranks=ranks, env={"AMN_CACHE": cache})
+    line = one_line(done.stderr)
+    assert done.returncode == status, line
+    assert line.startswith("amn_mpi: ")
+    assert done.stdout == ""
+    assert not out.exists()
+    assert not list(cache.glob("*.tmp"))
+    return line
+
+
+def yaml_file(folder: Path, text: str) -> Path:
+    (folder / "my.yaml").write_text(text)
+    return folder / "my.yaml"
+
+
+def has(line: str, *words: str) -> None:
+    assert [word for word in words if word not in line] == [], line
+
+
+# ---- keys and values
+
+
+KEYS = [
+    ("--nosuch 1", ("nosuch: unknown key", "command line", "seed, rounds")),
+    ("--local.lrr 1", ("local.lrr", "did you mean local.lr?", "local.momentum")),
+    ("--local.lr abc", ("local.lr = abc", "a number > 0")),
+    ("--local.lr nan", ("local.lr = nan", "a number > 0")),
+    ("--rounds 1.5", ("rounds = 1.5", "a whole number >= 1")),
+    ("--rounds 0", ("rounds = 0", ">= 1")),
+    ("--rounds --seed 1", ("--rounds", "a value is missing")),
+    ("--data.alpha 0", ("data.alpha = 0", "> 0")),
+    ("--cohort 1.5", ("cohort = 1.5", "<= 1")),
+    ("--threads 1000000", ("threads = 1000000", "<= 1024")),
+    ("--model.name vgg", ("model.name = vgg", "linear, mlp, cnn")),
+    ("--method.name nosuch", ("method.name = nosuch", "amn, local, fedavg")),
+    ("--method.name fedavg --method.tau 3", ("method.tau", "unknown key", "valid are method.name")),
+    ("--baselines local,nosuch", ("baselines = local,nosuch", "nosuch", "amn, local")),
+    ("--config nosuch.yaml", ("--config nosuch.yaml", "no such file", "known by name", "default")),
+    ("--data.name nosuch", ("data.name = nosuch", "digits, mnist")),
+    ("rounds=3", ("rounds=3", "--key value")),
+]
+
+FILES = [
+    ("nosuch: 1", ("nosuch: unknown key", "my.yaml", "seed, rounds")),
+    ("local:\n  lrr: 1", ("local.lrr: unknown key", "my.yaml", "local.lr?")),
+    ("local: {lr: {a: 1}}", ("local.lr.a: unknown key", "my.yaml")),
+    ("local:\n  lr: abc", ("local.lr = abc", "a number > 0")),
+    ("rounds:", ("rounds = null", "a whole number")),
+    ("method:\n  name: [amn]", ("method.name = ['amn']", "amn, local")),
+    ("method:\n  name: local\n  tau: 3", ("method.tau: unknown key", "my.yaml")),
+    ("a: [1,\n b: {", ("my.yaml", "cannot be read as YAML", "line 2")),
+    ("- 1", ("my.yaml", "holds list", "key: value")),
+]
+
+
+def in_turn(tmp_path: Path, check: Callable[..., None], cases: Sequence[tuple]) -> None:
+    """Two at a time, each in a folder of its own: starting Python is all that takes time here."""
+    folders = [tmp_path / str(k) for k in range(len(cases))]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda folder, case: check(folder, *case), folders, cases))
+
+
+def test_keys_and_values_that_are_not_valid(tmp_path: Path) -> None:
+    def check(folder: Path, args: str, words: tuple[str, ...]) -> None:
+        has(refused(folder, *args.split()), *words)
+
+    in_turn(tmp_path, check, KEYS)
+
+
+def test_yaml_that_is_not_valid(tmp_path: Path) -> None:
+    def check(folder: Path, text: str, words: tuple[str, ...]) -> None:
+        has(refused(folder, "--config", yaml_file(folder, text)), *words)
+
+    in_turn(tmp_path, check, FILES)
+
+
+def test_a_refusal_is_said_once_on_three_ranks(tmp_path: Path) -> None:
+    has(refused(tmp_path, "--local.lrr", 1, ranks=3), "local.lrr", "did you mean local.lr?")
+    has(refused(tmp_path, "--model.name", "cnn", ranks=3), "model.name = cnn", "16x16", "(1, 8, 8)")
+
+
+# ---- data
+
+
+def test_data_set_that_is_not_there(tmp_path: Path) -> None:
+    root = tmp_path / "empty"
+    root.mkdir()
+    line = refused(tmp_path, "--data.name", "cifar10", "--data.root", root, status=1)
+    has(line, "data.name = cifar10", "data_batch_1.bin", f"looked in: {root}", "data.root")
+    has(refused(tmp_path, "--data.name", "my.npz", status=1), "data.name = my.npz", "no such file")
+
+
+def write_mnist(root: Path, cut: int = 0) -> None:
+    for part, count in (("train", 30), ("t10k", 10)):
+        images = bytes([0, 0, 8, 3]) + struct.pack(">3I", count, 28, 28) + bytes(count * 784)
+        labels = bytes([0, 0, 8, 1]) + struct.pack(">I", count) + bytes(k % 10 for k in range(count))
+        whole = images[: len(images) - cut] if part == "train" else images
+        (root / f"{part}-images-idx3-ubyte").write_bytes(whole)
+        (root / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+
+
+def test_idx_file_that_is_cut(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    root.mkdir()
+    write_mnist(root, cut=100)
+    line = refused(tmp_path, "--data.name", "mnist", "--data.root", root, status=1)
+    has(line, "train-images-idx3-ubyte", "expected 23536 bytes", "found 23436")
+
+
+def test_cifar_file_of_the_wrong_length(tmp_path: Path) -> None:
+    root = tmp_path / "cifar-10-batches-bin"
+    root.mkdir()
+    for name in [*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]:
+        (root / name).write_bytes(bytes(3073 * 4))
+    (root / "data_batch_2.bin").write_bytes(bytes(3073 * 4 - 7))
+    line = refused(tmp_path, "--data.name", "cifar10", "--data.root", tmp_path, status=1)
+    has(line, "data_batch_2.bin", str(3073 * 4 - 7), "3073")
+
+
+TOO_MUCH = [
+    ("--data.labels classes --data.classes_per_client 11", ("classes_per_client = 11", "10 classes")),
+    ("--data.clients 100000", ("data.clients = 100000", "1797 samples")),
+    ("--data.train_per_client 5", ("data.train_per_client = 5", "data.min_samples = 10")),
+    ("--model.name cnn", ("model.name = cnn", "16x16", "(1, 8, 8)", "linear, mlp")),
+    (f"--model.hidden {10**18}", ("model.hidden = 1000000000000000000",)),
+]
+
+
+def test_more_than_the_data_can_give(tmp_path: Path) -> None:
+    def check(folder: Path, args: str, words: tuple[str, ...]) -> None:
+        has(refused(folder, *args.split()), *words)
+
+    in_turn(tmp_path, check, TOO_MUCH)
+
+
+# ---- folders and disks
+
+
+def bound_by_modes() -> list[str]:
+    """A command under which file modes bind root too (nothing for other users)."""
+    if os.getuid() != 0:
+        return []
+    under = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+    if not shutil.which("setpriv") or subprocess.run([*under, "true"], capture_output=True).returncode:
+        pytest.skip("root may write everywhere, and setpriv cannot take that away here")
+    return under
+
+
+def test_folders_that_cannot_be_written(tmp_path: Path, env: dict[str, Path]) -> None:
+    under = bound_by_modes()
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    done = run(*SMALL, "--out", closed / "run", env=env, under=under)
+    assert done.returncode == 1
+    has(one_line(done.stderr), f"out = {closed}/run", "cannot be written", "Permission denied")
+    what = ("--out", tmp_path / "out", "--data.cache", closed / "cache")
+    done = run(*SMALL, *what, env=env, under=under)
+    assert done.returncode == 1
+    has(one_line(done.stderr), f"data.cache = {closed}/cache", "Permission denied")
+    assert list(closed.iterdir()) == []
+
+
+def test_out_that_holds_a_run(tmp_path: Path, env: dict[str, Path]) -> None:
+    what = (*SMALL, "--rounds", 1, "--out", tmp_path / "out")
+    assert run(*what, env=env).returncode == 0
+    before = sorted(p.name for p in (tmp_path / "out").iterdir())
+    again = run(*what, env=env)
+    assert again.returncode == 1
+    has(one_line(again.stderr), f"out = {tmp_path}/out", "holds a run already", "result.json")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before
+
+
+def test_a_run_that_did_not_start_does_not_block_its_folder(tmp_path: Path, env: dict[str, Path]) -> None:
+    refused(tmp_path, "--data.name", "nosuch.npz", status=1)
+    what = (*SMALL, "--rounds", 1, "--out", tmp_path / "out")
+    done = run(*what, "--device", "cuda", ranks=3, env={**env, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2
+    has(one_line(done.stderr), "device = cuda", "valid are auto, cpu")
+    assert run(*what, env=env).returncode == 0
+
+
+def test_out_that_another_run_uses(tmp_path: Path, env: dict[str, Path]) -> None:
+    what = (*ENDLESS, "--out", tmp_path / "out")
+    first = start(*what, env=env)
+    try:
+        wait_for(tmp_path / "out" / "metrics.jsonl", 1, first)
+        second = run(*what, env=env)
+    finally:
+        first.send_signal(signal.SIGTERM)
+        ended = end(first, 10)
+    assert second.returncode == 1
+    has(one_line(second.stderr), f"out = {tmp_path}/out", "another run is writing there now")
+    assert ended.returncode == 143
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_disk_that_is_full_for_the_data(tmp_path: Path, tiny_disk: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2000, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "big.npz", x=x, y=np.arange(2000) % 10)
+    what = ("--data.name", tmp_path / "big.npz", "--data.cache", tiny_disk / "cache")
+    line = refused(tmp_path, *SMALL, *what, status=1)
+    has(line, f"data.cache = {tiny_disk}/cache", "No space left on device", "2.1 MB")
+    assert list((tiny_disk / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_disk_that_is_full_for_the_models(
+    tmp_path: Path, tiny_disk: Path, env: dict[str, Path], ranks: int
+) -> None:
+    """100 clients of 30 kB each; the metrics still fit."""
+    out = tiny_disk / "out"
+    what = ("--data.clients", 100, "--model.hidden", 100, "--local.epochs", 1, "--rounds", 1)
+    done = run(*what, "--progress", "off", "--out", out, env=env, ranks=ranks)
+    assert done.returncode == 1
+    has(one_line(done.stderr), f"{out}/models.h5", "cannot be written", "No space left on device")
+    assert {p.name for p in out.iterdir()} == {".lock", "config.yaml", "metrics.jsonl"}
+
+
+def test_disk_that_is_full_for_the_metrics(tiny_disk: Path, env: dict[str, Path]) -> None:
+    with open(tiny_disk / "full", "wb", buffering=0) as file, pytest.raises(OSError):
+        for _ in range(300):
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+    done = run(*SMALL, "--rounds", 1, "--out", tiny_disk / "out", env=env)
+    assert done.returncode == 1
+    has(one_line(done.stderr), f"{tiny_disk}/out/", "cannot be written", "No space left on device")
+
+
+# ---- ranks
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_launcher_of_another_mpi(tmp_path: Path, variable: str) -> None:
+    done = run(*SMALL, "--out", tmp_path / "out", env={variable: 4})
+    assert done.returncode == 2
+    has(one_line(done.stderr), "4 ranks", variable, "do not belong together", "Library: ")
+    assert not (tmp_path / "out").exists()
+
+
+def broken(tmp_path: Path, how: str, *args: object) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A run on three ranks whose rank 2 goes wrong in its first training; seconds it then takes."""
+    mark = tmp_path / "mark"
+    process = start(
+        *SMALL, "--rounds", 3, "--out", tmp_path / "out", *args,
+        ranks=3, script=SCRIPTS / "broken.py",
+        env={"AMN_CACHE": tmp_path / "cache", "HOW": how, "MARK": mark},
+    )  # fmt: skip
+    done = end(process, 60)
+    took = time.time() - mark.stat().st_mtime
+    assert done.returncode != 0
+    assert not (tmp_path / "out" / "result.json").exists()
+    return done, took
+
+
+def test_an_exception_on_one_rank_is_told_once_and_ends_all(tmp_path: Path) -> None:
+    done, took = broken(tmp_path, "raise")
+    assert done.returncode == 1
+    assert took < 10
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert done.stderr.count("amn_mpi: error on rank 2 (") == 1
+    assert done.stderr.rstrip().endswith("ZeroDivisionError: broken on purpose")
+
+
+def test_no_memory_on_one_rank_is_one_line(tmp_path: Path) -> None:
+    done, took = broken(tmp_path, "memory")
+    assert took < 10
+    has(one_line(done.stderr), "out of memory on rank 2 (", "--dry_run")
+
+
+def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
+    done, took = broken(tmp_path, "hang", "--comm.timeout", 5)
+    assert took < 15
+    has(one_line(done.stderr), "rank 2 hangs", "comm.timeout = 5")
+
+
+def test_a_diverging_client_is_named(tmp_path: Path, env: dict[str, Path]) -> None:
+    what = (*SMALL, "--rounds", 3, "--local.lr", 1e9)
+    done = run(*what, "--out", tmp_path / "out", ranks=3, env=env)
+    assert done.returncode == 1
+    line = one_line(done.stderr)
+    has(line, "round 1: client ", "diverged", "NaN or Inf", "local.lr")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs a second later; one that only waits to be reaped does not."""
+    status = Path(f"/proc/{pid}/stat")
+    for _ in range(20):
+        try:
+            if status.read_text().rpartition(")")[2].split()[0] in "ZX":
+                return False
+        except OSError:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("victim", ["launcher", "worker", "server"])
+def test_sigterm_ends_a_run_in_mid_round(tmp_path: Path, env: dict[str, Path], victim: str) -> None:
+    out = tmp_path / "out"
+    process = start(*ENDLESS, "--out", out, ranks=3, env=env)
+    wait_for(out / "metrics.jsonl", 3, process)
+    pids = ranks_of(process, 3)
+    os.kill({"launcher": process.pid, "worker": pids[2], "server": pids[0]}[victim], signal.SIGTERM)
+    begun = time.monotonic()
+    done = end(process, 20)
+    assert time.monotonic() - begun < 10
+    assert done.returncode not in (0, -signal.SIGTERM)
+    has(one_line(done.stderr), "stopped by SIGTERM", "unfinished")
+    assert not (out / "result.json").exists()
+    assert [pid for pid in pids if alive(pid)] == []
+
+
+def test_more_ranks_than_clients(tmp_path: Path, env: dict[str, Path]) -> None:
+    what = ("--data.clients", 2, "--local.epochs", 1, "--rounds", 1, "--progress", "off")
+    done = run(*what, "--out", tmp_path / "out", ranks=5, env=env)
+    assert done.returncode == 0
+    has(one_line(done.stderr), "warning", "5 ranks for 2 clients", "2 stay idle")
+    assert (tmp_path / "out" / "result.json").exists()
+
+
+# ---- questions
+
+
+def test_help_has_one_line_per_key() -> None:
+    from amn_mpi import methods
+    from amn_mpi.config import all_keys
+
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for key in all_keys(methods.options("amn")):
+        assert sum(line.split()[:1] == [f"--{key}"] for line in done.stdout.splitlines()) == 1, key
+
+
+def test_print_config_can_be_used_as_a_config(tmp_path: Path) -> None:
+    what = ("--method.name", "fedavg", "--data.clients", 7, "--local.lr", 1e-4, "--data.concept", "none")
+    first = run(*what, "--print_config")
+    assert (first.returncode, first.stderr) == (0, "")
+    second = run("--config", yaml_file(tmp_path, first.stdout), "--print_config")
+    assert second.stdout == first.stdout
+    has(first.stdout, "clients: 7", "concept: none", "name: fedavg")
+
+
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_dry_run_writes_nothing(tmp_path: Path, ranks: int) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    env = {"AMN_CACHE": tmp_path / "cache", "HOME": tmp_path / "home"}
+    done = run("--dry_run", "--data.clients", 6, ranks=ranks, env=env, cwd=work)
+    assert (done.returncode, done.stderr) == (0, "")
+    has(done.stdout, "clients: 6", "concept group", "digits: 6 clients", "4,810 parameters")
+    assert list(tmp_path.rglob("*")) == [work]
+
+
+def test_dry_run_refuses_what_a_run_would_refuse(tmp_path: Path) -> None:
+    has(refused(tmp_path, "--dry_run", "--model.name", "cnn"), "model.name = cnn", "16x16")

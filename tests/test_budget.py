@@ -1,0 +1,196 @@
+"""The budget against numbers worked out by hand: 4 clients, 10 parameters, 40 bytes a vector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amn_mpi import budget, methods, rng
+from amn_mpi.config import Config, Data, Evaluate, Local, Model
+from amn_mpi.data import Federation
+from amn_mpi.errors import ConfigError
+from amn_mpi.placement import Placement
+
+
+def settings(method: str = "amn", **keys: Any) -> Config:
+    given = {"local": Local(epochs=1), "model": Model("linear"), "rounds": 7, **keys}
+    return Config(method=methods.options(method)(), data=Data(clients=4), **given)
+
+
+def federation(clients: int = 4, shape: tuple[int, ...] = (1, 2, 2)) -> Federation:
+    """20 training and 5 test samples a client, two classes: a linear model has 4 x 2 + 2 parameters."""
+    ones = np.ones(clients, np.int64)
+    return Federation(
+        name="tiny", path="", x_offset=0, y_offset=0, x_dtype="|u1", shape=shape,
+        class_names=["cat", "dog"], scale=1.0, shift=0.0, start=np.arange(clients + 1) * 25,
+        train=20 * ones, test=5 * ones, train_counts=np.stack([17 * ones, 3 * ones], 1),
+        label_group=0 * ones, concept_group=np.arange(clients) % 2,
+    )  # fmt: skip
+
+
+def needs(ranks: int, what: Config) -> list[budget.Need]:
+    fed = federation()
+    return budget.needs(what, fed, ranks, budget.layout_of(what, fed))
+
+
+def test_amn_on_three_ranks() -> None:
+    server, *workers = needs(3, settings("amn"))
+    # 2 clients x 25 samples x (4 floats + a label). 4 + 2 x (1 received + 2 returned + 2 kept)
+    # vectors. Up: 2 clients x (2 vectors + 5 losses + seconds); 7 evaluations of 3 models, 2 models.
+    expected = budget.Need(
+        clients=2, data=1200, vectors=14 * 40, down=80, up=160 + 96, down_run=560,
+        up_run=7 * 256 + 7 * 2 * 3 * 8 + 80,
+    )  # fmt: skip
+    assert workers == [expected, expected]
+    # 3 + 2 owners, 4 down, 8 gathered; 4 models + 4; 4 products; 4 x 4 sketches of 512; 14 x 4 x 4.
+    floats = (3 + 2 + 4 + 8 + 4 + 4) * 10 + 4 * 10 + 4 * 4 * 512 + 14 * 4 * 4
+    assert server == budget.Need(0, 0, floats * 4, 160, 512, 1120, 2 * expected.up_run)
+    assert workers[0].memory == budget.BASE + 1200 + 560
+
+
+def test_amn_alone_sends_nothing() -> None:
+    floats = (4 + 4 * 5 + 4 + 4) * 10 + 4 * 10 + 4 * 4 * 512 + 14 * 4 * 4
+    assert needs(1, settings("amn")) == [budget.Need(4, 2400, floats * 4)]
+
+
+def test_fedavg_on_three_ranks() -> None:
+    server, *workers = needs(3, settings("fedavg"))
+    # 4, the broadcast, 9 for a mean in 64 bits. One broadcast more than rounds: the last evaluation.
+    expected = budget.Need(2, 1200, 14 * 40, 40, 96, 8 * 40, 7 * 96 + 7 * 2 * 8 + 80)
+    assert workers == [expected, expected]
+    assert server == budget.Need(0, 0, (3 + 2 + 1 + 9 + 1) * 40, 80, 192, 640, 2 * expected.up_run)
+
+
+def test_local_on_five_ranks() -> None:
+    server, *workers = needs(5, settings("local"))
+    assert workers == [budget.Need(1, 600, (4 + 2) * 40, 0, 8, 0, 7 * 8 + 7 * 8 + 40)] * 4
+    assert server == budget.Need(0, 0, (3 + 4 + 1) * 40, 0, 32, 0, 4 * (14 * 8 + 40))
+
+
+def test_momentum_takes_a_vector_more() -> None:
+    plain = needs(3, settings("fedavg"))[1]
+    assert needs(3, settings("fedavg", local=Local(epochs=1, momentum=0.9)))[1].vectors == plain.vectors + 40
+
+
+def test_half_a_cohort_halves_the_traffic() -> None:
+    found = needs(3, settings("amn", cohort=0.5))
+    assert [need.down for need in found] == [80, 40, 40]
+    assert [need.up for need in found] == [256, 128, 128]
+
+
+def test_ranks_beyond_the_clients_need_no_vectors_per_client() -> None:
+    last = needs(6, settings("amn"))[5]
+    assert (last.clients, last.data, last.vectors, last.down, last.up_run) == (0, 0, 160, 0, 0)
+
+
+@pytest.mark.parametrize("rounds", [1, 4, 5, 6, 17, 40])
+@pytest.mark.parametrize("every", [1, 3, 10, 100])
+def test_evaluations_are_counted_as_they_happen(rounds: int, every: int) -> None:
+    from amn_mpi.rounds import evaluates
+
+    what = settings(rounds=rounds, evaluate=Evaluate(every=every))
+    assert budget._evaluations(what) == sum(evaluates(what, t) for t in range(1, rounds + 1))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 1.0])
+def test_the_cohort_is_counted_as_it_is_drawn(fraction: float) -> None:
+    for clients in (1, 2, 7, 10, 33):
+        drawn = rng.cohort(0, 1, clients, fraction)
+        assert budget._cohort_size(settings(cohort=fraction), clients) == len(drawn)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(Model("cnn"), ("model.name = cnn", "(1, 2, 2)")), (Model("mlp", 10**18), ("model.hidden",))],
+)
+def test_a_model_that_cannot_be(model: Model, words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        budget.layout_of(settings(model=model), federation())
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_model_larger_than_memory_is_counted_without_memory() -> None:
+    assert budget.layout_of(settings(model=Model("mlp", 10**10)), federation()).size == 7 * 10**10 + 2
+
+
+# ---- warnings
+
+
+def warned(monkeypatch: pytest.MonkeyPatch, left: int, what: Config, on_host: int = 3) -> list[str]:
+    monkeypatch.setattr(budget, "available", lambda: left)
+    comm: Any = SimpleNamespace(size=3, ranks_on_host=on_host, host="here")
+    return budget.warnings(what, federation(), comm)
+
+
+def test_a_warning_comes_with_the_first_byte_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    what = settings("fedavg")
+    needed = 3 * budget.BASE - 2 * budget.SHARED + 640 + 2 * (1200 + 560)
+    assert warned(monkeypatch, needed, what) == []
+    (line,) = warned(monkeypatch, needed - 1, what)
+    assert "3 ranks on here" in line and "0.5 GB" in line and "number of ranks (3)" in line
+
+
+def test_only_the_ranks_of_this_host_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert warned(monkeypatch, budget.BASE + 640, settings("fedavg"), on_host=1) == []
+
+
+def test_a_warning_names_the_key_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = warned(monkeypatch, 2**30, settings(model=Model("mlp", 10**8)))
+    assert "rank 0 alone needs" in line and "model.hidden (100000000) or data.clients (4)" in line
+
+
+def test_limits_of_control_groups(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "memory.max").write_text("700\n")
+    (tmp_path / "a" / "b" / "memory.max").write_text("max\n")
+    (tmp_path / "memory" / "c").mkdir(parents=True)
+    (tmp_path / "memory" / "c" / "memory.limit_in_bytes").write_text("900\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("7:cpu:/c\n4:memory:/c\n0::/a/b\n")
+    assert sorted(budget._limits(membership, tmp_path)) == [700, 900]
+    assert budget._limits(tmp_path / "none", tmp_path) == []
+
+
+def test_available_is_less_than_all_there_is() -> None:
+    assert 0 < budget.available() < 2**50
+
+
+# ---- tables
+
+
+def test_a_row_per_client() -> None:
+    columns, rows = budget.client_table(federation(), Placement((0, 2, 4)), ranks=3)
+    assert columns[-1] == "concept group"
+    assert rows[2] == ["2", "2", "20", "5", "2", "cat x 17, dog x 3", "0"]
+    assert [row[1] for row in rows] == ["1", "1", "2", "2"]
+    assert [row[1] for row in budget.client_table(federation(), Placement((0, 4)), 1)[1]] == ["0"] * 4
+
+
+def test_many_clients_and_ranks_are_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    comm: Any = SimpleNamespace(size=31, owners=30, ranks_on_host=31, host="here")
+    budget.show(settings("fedavg"), federation(60), comm)
+    out = capsys.readouterr().out
+    assert "20 more clients are not listed" in out
+    assert "1-30" in out and "31 ranks on here" in out
+    budget.show(settings("fedavg"), federation(40), comm)
+    assert "more clients" not in capsys.readouterr().out
+
+
+def test_ranks_that_need_the_same_share_a_row() -> None:
+    small, large = budget.Need(1, 10, 10), budget.Need(2, 20, 20)
+    rows = budget.rank_table([small, small, large, small, small])[1]
+    assert [row[:2] for row in rows] == [["0", "1"], ["2", "2"], ["1, 3-4", "1"]]
+
+
+def test_sizes_are_readable() -> None:
+    sizes = [0, 1023, 1024, 1536, 250 * 2**20, 2**40]
+    assert [budget._size(n) for n in sizes] == ["0 B", "1023 B", "1.0 KB", "1.5 KB", "250 MB", "1024 GB"]
+
+
+def test_every_method_has_a_budget() -> None:
+    for name in methods.METHODS:
+        assert len(needs(3, settings(name))) == 3

@@ -1,0 +1,81 @@
+"""Resident memory as measured: a worker pays for its own clients, whatever their number in all."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from running import options, result, run
+
+from amn_mpi import budget, config, data, methods
+
+OWN = 75  # clients of each worker in every run here
+# What one run differs from the next by (allocator, libraries), the part of the prediction that
+# may be off, and how many freed vectors glibc may keep.
+NOISE_MB, SLACK, KEPT = 10.0, 0.05, 5
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4800 small images, 16 for each of 300 clients."""
+    path = tmp_path_factory.mktemp("memory") / "images.npz"
+    x = np.random.default_rng(0).integers(0, 256, (4800, 8, 8), dtype=np.uint8)
+    np.savez(path, x=x, y=np.arange(4800) % 10)
+    return path
+
+
+@functools.cache
+def measured(samples: Path, method: str, ranks: int, hidden: int) -> dict[str, Any]:
+    """The result of one round with OWN clients on every worker."""
+    out = samples.parent / f"{method}-{ranks}-{hidden}"
+    what = options(
+        data__name=samples, data__clients=OWN * (ranks - 1), data__labels="iid", data__concept="none",
+        data__train_per_client=12, data__test_per_client=4, data__cache=samples.parent / "cache",
+        model__hidden=hidden, local__steps=1, local__lr=0.001, rounds=1, method__name=method,
+        device="cpu", progress="off", out=out,
+    )
+    done = run(*what, ranks=ranks, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return result(out)
+
+
+def peaks(samples: Path, method: str, ranks: int, hidden: int) -> list[float]:
+    """MB of the workers."""
+    return measured(samples, method, ranks, hidden)["peak_memory_mb"][1:]
+
+
+CASES = pytest.mark.parametrize(("method", "hidden"), [("amn", 1350), ("local", 1350), ("fedavg", 13500)])
+
+
+# One row too many for each client would be 29 MB with 100,000 parameters.
+@CASES
+def test_a_worker_holds_what_its_method_declares(samples: Path, method: str, hidden: int) -> None:
+    few, many = peaks(samples, method, 3, hidden), peaks(samples, method, 5, hidden)
+    base = max(peaks(samples, "local", 3, 1))
+    vector = measured(samples, method, 3, hidden)["parameters"] * 4 / 2**20
+    constant, each = methods.get(method).wire.worker_rows()
+    expected = (constant + each * OWN) * vector
+    for peak in (*few, *many):
+        assert peak - base == pytest.approx(expected, abs=NOISE_MB + SLACK * expected + KEPT * vector)
+    # 150 clients or 300: the same.
+    assert max(many) - max(few) < NOISE_MB
+
+
+@CASES
+def test_rank_0_holds_and_moves_what_the_budget_says(samples: Path, method: str, hidden: int) -> None:
+    found = measured(samples, method, 5, hidden)
+    what = config.build(found["config"], methods.options(method))
+    fed = data.describe(what.data, what.seed)
+    server = budget.needs(what, fed, 5, budget.layout_of(what, fed))[0]
+    base = measured(samples, "local", 3, 1)["peak_memory_mb"][0]
+    vector, expected = found["parameters"] * 4 / 2**20, server.vectors / 2**20
+    # An upper bound, for not all of it is held at one time.
+    assert found["peak_memory_mb"][0] - base < expected + NOISE_MB + KEPT * vector
+    assert found["peak_memory_mb"][0] - base > 0.7 * expected - NOISE_MB
+    sent = found["bytes_sent"]
+    final = 4 * found["clients"] * found["parameters"]  # sent after the figures were taken
+    assert sent.get("gather", 0) + sent.get("reduce", 0) == server.up_run - final
+    assert sent.get("scatter", 0) + 4 * sent.get("broadcast", 0) == server.down_run
