@@ -34,6 +34,7 @@ test: .venv/.installed
 
 lint: .venv/.installed
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 clean:

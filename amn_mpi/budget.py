@@ -138,13 +138,14 @@ def show(config: Config, fed: Federation, comm: Communicator) -> None:
         print(f"  {groups - MOST_RANKS} more kinds of ranks need less and are not listed")
     print(f"  memory includes about {BASE // MB} MB of Python, torch and MPI a rank")
     here = found[: comm.ranks_on_host]
-    print(f"  {_ranks(here)} on {comm.host}: about {_gb(memory_on_host(here))} of memory needed, "
-          f"{_gb(available())} available", flush=True)
+    print(
+        f"  {_ranks(here)} on {comm.host}: about {_gb(memory_on_host(here))} of memory needed, "
+        f"{_gb(available())} available",
+        flush=True,
+    )
 
 
-def client_table(
-    fed: Federation, placement: Placement, ranks: int
-) -> tuple[list[str], list[list[str]]]:
+def client_table(fed: Federation, placement: Placement, ranks: int) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of who gets which data."""
     columns = ["client", "rank", "training", "test", "classes", "most of (label x samples)"]
     groups = {
@@ -178,9 +179,7 @@ def rank_table(found: Sequence[Need]) -> tuple[list[str], list[list[str]]]:
 # ---- inside
 
 
-def _worker(
-    config: Config, fed: Federation, method: Method, placement: Placement, owner: int
-) -> Need:
+def _worker(config: Config, fed: Federation, method: Method, placement: Placement, owner: int) -> Need:
     """An owner of clients; in the traffic of a run one number is worth 8 bytes."""
     clients = placement.clients(owner)
     own, wire, size = len(clients), method.wire, method.setting.layout.size
@@ -211,7 +210,7 @@ def _server_vectors(method: Method, cohort: int, owners: int) -> float:
     wire = method.wire
     fixed = 3 + owners  # workspace, gradient, initial model; final models, a row an owner
     down = {"none": 0, "broadcast": 1, "rows": cohort}[wire.down]
-    up = {"none": 0, "rows": cohort * wire.vectors, "mean": 9 * wire.vectors}[wire.up]
+    up = {"none": 0, "rows": cohort * wire.vectors, "mean": 7 * wire.vectors}[wire.up]
     return fixed + down + up + method.server_rows(cohort)
 
 

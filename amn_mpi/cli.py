@@ -168,7 +168,8 @@ def _check_key(name: str, known: dict[str, Key], where: str) -> None:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     inside = [k for k in known if k.startswith(f"{name}.")]
     beside = [k for k in known if k.rpartition(".")[0] == section] if section else []
-    siblings = inside or beside or [k for k in known if "." not in k] + [f"{s}.*" for s in (*SECTIONS, "method")]
+    top = [k for k in known if "." not in k] + [f"{s}.*" for s in (*SECTIONS, "method")]
+    siblings = inside or beside or top
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(f"{name}: unknown key ({where}); {hint}valid are {', '.join(siblings)}")
 
@@ -182,9 +183,7 @@ def _parser(known: dict[str, Key]) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _parse_types(
-    merged: dict[str, Any], words: list[str], known: dict[str, Key]
-) -> dict[str, Any]:
+def _parse_types(merged: dict[str, Any], words: list[str], known: dict[str, Key]) -> dict[str, Any]:
     """Types as declared, by jsonargparse; its refusal becomes one line with what is valid."""
     given = [f"--{k}={_text(v)}" for k, v in merged.items()]
     given += [f"{option}={value}" for option, value in zip(words[::2], words[1::2])]
@@ -226,4 +225,3 @@ def _help(known: dict[str, Key]) -> str:
 
 def _one_line(error: BaseException) -> str:
     return re.sub(r"\s+", " ", str(error))
-

@@ -112,9 +112,7 @@ class Communicator:
         self._count("broadcast", array.nbytes if self.is_server else 0)
         self._wait(self._world.Ibcast(self._whole(array), root=0), "broadcast")
 
-    def scatter_rows(
-        self, rows: np.ndarray | None, counts: Sequence[int], out: np.ndarray
-    ) -> np.ndarray:
+    def scatter_rows(self, rows: np.ndarray | None, counts: Sequence[int], out: np.ndarray) -> np.ndarray:
         """Send consecutive rows of rank 0's (sum(counts), ...) array to the owners.
 
         Args:
@@ -135,9 +133,7 @@ class Communicator:
         row.Free()
         return out
 
-    def gather_rows(
-        self, own: np.ndarray, counts: Sequence[int], out: np.ndarray | None
-    ) -> np.ndarray:
+    def gather_rows(self, own: np.ndarray, counts: Sequence[int], out: np.ndarray | None) -> np.ndarray:
         """The owners' rows one below the other on rank 0, in the order of the owners.
 
         Returns:
@@ -315,25 +311,24 @@ def _check_family(library: str) -> None:
 
     MPICH's own refusal comes from inside MPI_Init, once per rank and a page long.
     """
-    if "OMPI_COMM_WORLD_SIZE" in os.environ and not library.startswith("Open MPI"):
-        started = os.environ["OMPI_COMM_WORLD_SIZE"]
+    started = os.environ.get("OMPI_COMM_WORLD_SIZE")
+    if started and "PMI_RANK" not in os.environ and not library.startswith("Open MPI"):
         what = f"Open MPI's mpirun started {started} ranks (OMPI_COMM_WORLD_SIZE)"
         _mismatch(what, library, "OMPI_COMM_WORLD_RANK")
 
 
 def _check_launcher(size: int, library: str) -> None:
-    """Stop when the launcher started more ranks than this MPI library sees.
+    """Stop when no launcher started as many ranks as this MPI library sees.
 
-    A launcher of another MPI starts N jobs of one rank each and says nothing.
+    A launcher of another MPI starts N jobs of one rank each and says nothing. One launcher inside
+    another (mpirun in a job step) leaves several traces: one that fits is enough.
     """
-    for size_name, rank_name in LAUNCHERS:
-        started = os.environ.get(size_name, "")
-        if not started.isdigit():
-            continue
-        if int(started) == size:
-            return
-        what = f"the launcher started {started} ranks ({size_name}), the MPI library sees {size}"
-        _mismatch(what, library, rank_name)
+    traces = [(os.environ.get(count, ""), count, rank) for count, rank in LAUNCHERS]
+    traces = [trace for trace in traces if trace[0].isdigit()]
+    if traces and all(int(started) != size for started, _, _ in traces):
+        started, count, rank = traces[0]
+        what = f"the launcher started {started} ranks ({count}), the MPI library sees {size}"
+        _mismatch(what, library, rank)
 
 
 def _mismatch(what: str, library: str, rank_name: str) -> NoReturn:

@@ -21,6 +21,7 @@ from amn_mpi.placement import Placement
 # clients there are.
 FIXED = 2.0**40
 BOUND = 2.0**22
+BLOCK = 65536  # columns converted at a time: the scratch stays in the cache
 
 
 class Exchange:
@@ -102,7 +103,8 @@ class Exchange:
         weight = float(self.samples[client]) / float(self.samples[cohort].sum())
         if float(vectors.abs().max()) > BOUND:
             raise UserError(f"client {client} diverged: a parameter exceeds {BOUND:g}")
-        self._sum += (vectors.double() * (weight * FIXED)).round_().long()
+        for total, piece in zip(self._sum.split(BLOCK, 1), vectors.split(BLOCK, 1)):
+            total += (piece.double() * (weight * FIXED)).round_().long()
 
     def bring_up(self, cohort: np.ndarray, updates: Sequence[Update]) -> Arrived | None:
         """What the cohort returned, on rank 0; None elsewhere."""
@@ -116,7 +118,9 @@ class Exchange:
         elif self._sum is not None:
             total = torch.from_numpy(comm.sum_exact(self._sum.numpy()))
             if comm.is_server:
-                mean = (total.double() / FIXED).float()
+                mean = torch.empty(total.shape)
+                for out, piece in zip(mean.split(BLOCK, 1), total.split(BLOCK, 1)):
+                    out.copy_(piece.double() / FIXED)
             self._sum.zero_()
         # The seconds are asked for always: with them a round ends on rank 0 when it ends.
         table = [[u.seconds, *(u.figures[name] for name in wire.figures)] for u in updates]

@@ -69,9 +69,9 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
             import torch  # noqa: F401  # a second or more a rank: while rank 0 prepares the data
         fed = comm.share(_prepare(config, comm) if comm.is_server else None)
 
-        from amn_mpi import finish
+        from amn_mpi import job
 
-        finish.run_all(config, comm, fed, folder, STARTED)
+        job.run_all(config, comm, fed, folder, STARTED)
 
 
 def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:

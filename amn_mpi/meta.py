@@ -18,6 +18,8 @@ from torch import nn
 
 from amn_mpi.params import Group, ParameterLayout
 
+BLOCK = 65536
+
 
 class Sketch:
     """Seeded sparse random projection of a flat vector, per layer group, to k numbers each.
@@ -119,29 +121,27 @@ class MetaNetwork(nn.Module):
         some = allowed.any(1)[None, :, None]
         return torch.softmax(logits.masked_fill(~some, 0.0), dim=2) * some
 
-    def forward(
-        self, similarity: torch.Tensor, allowed: torch.Tensor, common: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, similarity: torch.Tensor, allowed: torch.Tensor, common: torch.Tensor) -> torch.Tensor:
         """Mixing weights of the hybrid models, (L, n, N): w_i^l = sum_j mixing_ij^l theta_j^l."""
         attention = self.attention(similarity, allowed)
         gate = self.gates()[:, None, None] * allowed.any(1)[None, :, None]
         return gate * attention + (1 - gate) * common
 
 
-def mix(
-    mixing: torch.Tensor, models: torch.Tensor, layout: ParameterLayout, out: torch.Tensor
-) -> None:
-    """Hybrids: out[:, l] = mixing[l] @ models[:, l]; (L, n, N), (N, P) -> (n, P)."""
+def mix(mixing: torch.Tensor, models: torch.Tensor, layout: ParameterLayout, out: torch.Tensor) -> None:
+    """Hybrids: out[:, l] = mixing[l] @ models[:, l]; (L, n, N), (N, P) -> (n, P).
+
+    In blocks of columns: a product takes n x BLOCK beside its operands, however large the layer.
+    """
     for weights, group in zip(mixing, layout.groups):
-        columns = slice(group.start, group.stop)
-        out[:, columns] = weights @ models[:, columns]
+        for start in range(group.start, group.stop, BLOCK):
+            columns = slice(start, min(start + BLOCK, group.stop))
+            out[:, columns] = weights @ models[:, columns]
 
 
 def products(gradients: torch.Tensor, models: torch.Tensor, layout: ParameterLayout) -> torch.Tensor:
     """Inner products g_i^l . theta_j^l, (n, P), (N, P) -> (L, n, N)."""
-    pairs = [
-        gradients[:, g.start : g.stop] @ models[:, g.start : g.stop].T for g in layout.groups
-    ]
+    pairs = [gradients[:, g.start : g.stop] @ models[:, g.start : g.stop].T for g in layout.groups]
     return torch.stack(pairs)
 
 

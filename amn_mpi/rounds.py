@@ -117,9 +117,7 @@ def mine(run: Run, cohort: np.ndarray) -> Iterator[tuple[int, int]]:
     return enumerate(map(int, run.placement.of(run.comm.owner, cohort)))
 
 
-def turn(
-    run: Run, t: int, cohort: np.ndarray, k: int, number: int, received: torch.Tensor
-) -> Update:
+def turn(run: Run, t: int, cohort: np.ndarray, k: int, number: int, received: torch.Tensor) -> Update:
     """One client's turn: the method's local update, and a check of what it returns."""
     if run.method.wire.down == "rows":
         received = received[k]

@@ -56,9 +56,7 @@ class RunFolder:
         there = [name for name in HELD if (self.path / name).exists()]
         if there:
             self._give_back()
-            raise UserError(
-                f"out = {path}: holds a run already ({', '.join(there)}); choose another folder"
-            )
+            raise UserError(f"out = {path}: holds a run already ({', '.join(there)}); choose another folder")
 
     def start(self, config: Config) -> None:
         """Write the resolved configuration and open the metrics."""

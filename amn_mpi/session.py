@@ -7,12 +7,11 @@ start of the ranks and one reading of the data.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
-from amn_mpi import data, methods, metrics, models, rng, rounds
+from amn_mpi import data, methods, models, rng, rounds
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -23,7 +22,8 @@ from amn_mpi.methods.base import Method, Setting
 from amn_mpi.params import ParameterLayout
 from amn_mpi.placement import place, training_steps
 from amn_mpi.progress import Progress
-from amn_mpi.rounds import Outcome, Run, Samples
+from amn_mpi.recorder import Recorder
+from amn_mpi.rounds import Run, Samples
 from amn_mpi.runfolder import RunFolder
 
 
@@ -40,9 +40,7 @@ def choose_device(name: str, rank_on_host: int) -> torch.device:
     return torch.device("cuda", rank_on_host % torch.cuda.device_count())
 
 
-def load_samples(
-    fed: data.Federation, clients: range, seed: int, device: torch.device
-) -> dict[int, Samples]:
+def load_samples(fed: data.Federation, clients: range, seed: int, device: torch.device) -> dict[int, Samples]:
     """A rank's clients as tensors; training samples in an order random but fixed for the run.
 
     The first of them can then serve as held-out part without another draw.
@@ -94,9 +92,7 @@ class Session:
         """A run at its beginning: buffers, and state that starts as the initial model."""
         method, comm = self.method(config), self.comm
         cohort = rng.cohort(config.seed, 1, self.fed.clients, config.cohort)
-        exchange = Exchange(
-            comm, self.placement, method, self.fed.train, len(cohort), self.initial
-        )
+        exchange = Exchange(comm, self.placement, method, self.fed.train, len(cohort), self.initial)
         state = {name: self.initial.repeat(len(self.samples), 1) for name in method.wire.state}
         server = method.init(self.initial) if comm.is_server else {}
         return Run(
@@ -113,73 +109,6 @@ class Session:
         )
 
 
-class Recorder:
-    """Rank 0's account of a run: one line of metrics a round, and what the result is made of."""
-
-    def __init__(
-        self, session: Session, run: Run, folder: RunFolder | None, progress: Progress, label: str
-    ) -> None:
-        self.session, self.run, self.folder = session, run, folder
-        self.progress, self.label = progress, label
-        self.tested = session.fed.test
-        self.rounds: list[dict[str, Any]] = []
-        self.seconds: list[float] = []
-        self.correct = np.zeros((session.fed.clients, len(run.method.models)), np.int64)
-
-    def __call__(self, outcome: Outcome) -> None:
-        """Record one finished round."""
-        self.seconds.append(outcome.seconds)
-        row: dict[str, Any] = {"round": outcome.round, "clients": len(outcome.cohort)}
-        if outcome.correct is not None:
-            self.correct = outcome.correct
-            row.update(self._scores(outcome.correct))
-        row.update(outcome.figures)
-        row.update(self._groups())
-        self.rounds.append(row)
-        if self.folder is not None:
-            self.folder.add({**row, "seconds": round(outcome.seconds, 4)})
-        self.progress.show(self.label, outcome.round, row.get("mean_accuracy"), outcome.seconds)
-
-    def scores(self) -> dict[str, Any]:
-        """Figures over clients and rounds: of the configured model, and of each under ``models``."""
-        names = self.run.method.models
-        each = {name: self._model_scores(k, name) for k, name in enumerate(names)}
-        return {**each[self.run.method.headline], "models": each}
-
-    def _model_scores(self, k: int, name: str) -> dict[str, Any]:
-        """The last round's summary, the mean of the last five rounds, and the best round."""
-        scored = [row for row in self.rounds if "models" in row]
-        means = [row["models"][name]["mean_accuracy"] for row in scored]
-        best = int(np.argmax(means))
-        return {
-            **metrics.summary(self.correct[:, k], self.tested),
-            "mean_last5": round(float(np.mean(means[-5:])), 6),
-            "best_round": scored[best]["round"],
-            "best_accuracy": means[best],
-        }
-
-    def _scores(self, correct: np.ndarray) -> dict[str, Any]:
-        names = self.run.method.models
-        each = {n: metrics.summary(correct[:, k], self.tested) for k, n in enumerate(names)}
-        short = {
-            n: {"mean_accuracy": s["mean_accuracy"], "worst10": s["worst10"]} for n, s in each.items()
-        }
-        headline = each[self.run.method.headline]
-        return {**{k: headline[k] for k in ("mean_accuracy", "worst10", "std")}, "models": short}
-
-    def _groups(self) -> dict[str, Any]:
-        """Share of the attention inside the hidden groups; the method never sees them."""
-        fed, attention = self.session.fed, self.run.method.attention(self.run.server)
-        if attention is None:
-            return {}
-        groups = {"concept": np.asarray(fed.concept_group), "label": np.asarray(fed.label_group)}
-        return {
-            f"inside_{name}_groups": metrics.inside_groups(attention, group)
-            for name, group in groups.items()
-            if len(np.unique(group)) > 1
-        }
-
-
 def train(
     session: Session, config: Config, clock: Clock, folder: RunFolder | None
 ) -> tuple[Run, Recorder | None]:
@@ -189,7 +118,7 @@ def train(
         rounds.train(run, lambda outcome: None)
         return run, None
     progress = Progress(config.progress, config.rounds)
-    recorder = Recorder(session, run, folder, progress, config.method.name)
+    recorder = Recorder(session.fed, run, folder, progress)
     try:
         rounds.train(run, recorder)
     finally:

@@ -112,9 +112,7 @@ def mlp(w: Array, x: Array, y: Array) -> tuple[float, Array, int]:
     return loss, np.concatenate([p.ravel() for p in parts]), int((scores.argmax(1) == y).sum())
 
 
-def sgd(
-    model: Callable, w: Array, x: Array, y: Array, local: Local, draw: np.random.Generator
-) -> Array:
+def sgd(model: Callable, w: Array, x: Array, y: Array, local: Local, draw: np.random.Generator) -> Array:
     """v <- momentum v + g + decay w, w <- w - lr v; v starts at 0."""
     w, v, taken = np.array(w, np.float64), np.zeros(len(w)), 0
     while local.steps == 0 or taken < local.steps:

@@ -37,31 +37,44 @@ def shown(run: rounds.Run) -> dict[str, np.ndarray]:
     """What the run holds on rank 0 and at the clients."""
     at = run.server["meta"].double().numpy()
     return {
-        "hybrids": run.state["hybrid"].numpy(), "models": run.state["model"].numpy(),
-        "server's models": run.server["models"].numpy(), "evidence": at[:4].reshape(2, 2),
-        "gate": at[4:], "attention": run.method.attention(run.server),
-        "held losses": run.server["held_losses"].numpy(), "rho": np.array(float(run.server["rho"])),
+        "hybrids": run.state["hybrid"].numpy(),
+        "models": run.state["model"].numpy(),
+        "server's models": run.server["models"].numpy(),
+        "evidence": at[:4].reshape(2, 2),
+        "gate": at[4:],
+        "attention": run.method.attention(run.server),
+        "held losses": run.server["held_losses"].numpy(),
+        "rho": np.array(float(run.server["rho"])),
     }
 
 
 def wanted(picture: plain.Picture) -> dict[str, np.ndarray]:
     return {
-        "hybrids": picture.hybrids, "models": picture.models, "server's models": picture.models,
-        "evidence": picture.meta.evidence, "gate": picture.meta.gate, "attention": picture.attention,
-        "held losses": picture.held_losses, "rho": np.array(picture.rho),
+        "hybrids": picture.hybrids,
+        "models": picture.models,
+        "server's models": picture.models,
+        "evidence": picture.meta.evidence,
+        "gate": picture.meta.gate,
+        "attention": picture.attention,
+        "held losses": picture.held_losses,
+        "rho": np.array(picture.rho),
     }
 
 
 # ---- the whole method
 
 
-@pytest.mark.parametrize(("options", "keys"), [
-    (OPTIONS, {}),
-    (OPTIONS, {"cohort": 0.6}),
-    (OPTIONS, {"cohort": 0.6, "seed": 5}),
-    (dataclasses.replace(OPTIONS, common_rounds=0, sketch=500, rho_decay=0.0), {"cohort": 0.4}),
-    (dataclasses.replace(OPTIONS, common_rounds=1, meta_lr=0.0, tau=8.0), {"seed": 9}),
-], ids=["everyone", "cohort", "another seed", "from the first round", "static"])
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        (OPTIONS, {}),
+        (OPTIONS, {"cohort": 0.6}),
+        (OPTIONS, {"cohort": 0.6, "seed": 5}),
+        (dataclasses.replace(OPTIONS, common_rounds=0, sketch=500, rho_decay=0.0), {"cohort": 0.4}),
+        (dataclasses.replace(OPTIONS, common_rounds=1, meta_lr=0.0, tau=8.0), {"seed": 9}),
+    ],
+    ids=["everyone", "cohort", "another seed", "from the first round", "static"],
+)
 def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, Any]) -> None:
     run = start(tmp_path, options, **keys)
     assert len({len(s.y) for s in run.samples.values()}) == 5
@@ -89,8 +102,7 @@ def test_what_is_evaluated(tmp_path: Path) -> None:
         for v, w in zip(found.values(), (last.models[i], last.hybrids[i], blends[i])):
             np.testing.assert_allclose(v, w, **CLOSE)
     tests = [(s.x_test.double().numpy(), s.y_test.numpy()) for s in run.samples.values()]
-    right = [[plain.mlp(w[i], *tests[i])[2] for w in (last.models, last.hybrids, blends)]
-             for i in range(5)]
+    right = [[plain.mlp(w[i], *tests[i])[2] for w in (last.models, last.hybrids, blends)] for i in range(5)]
     assert outcomes[-1].correct.tolist() == right
 
 
@@ -175,10 +187,22 @@ def test_samples_come_in_an_order_drawn_once(tmp_path: Path) -> None:
         assert np.array_equal(held.x_test, client.x_test) and np.array_equal(held.y_test, client.y_test)
 
 
-@pytest.mark.parametrize(("samples", "fraction", "held"), [
-    (100, 0.125, 12), (42, 0.125, 5), (8, 0.125, 2), (10, 0.01, 2), (4, 0.125, 2), (3, 0.125, 1),
-    (2, 0.5, 1), (1, 0.9, 0), (10, 0.99, 5), (9, 0.99, 4), (40, 0.2, 8),
-])
+@pytest.mark.parametrize(
+    ("samples", "fraction", "held"),
+    [
+        (100, 0.125, 12),
+        (42, 0.125, 5),
+        (8, 0.125, 2),
+        (10, 0.01, 2),
+        (4, 0.125, 2),
+        (3, 0.125, 1),
+        (2, 0.5, 1),
+        (1, 0.9, 0),
+        (10, 0.99, 5),
+        (9, 0.99, 4),
+        (40, 0.2, 8),
+    ],
+)
 def test_size_of_the_held_out_part(samples: int, fraction: float, held: int) -> None:
     assert held_out(samples, fraction) == held
 
@@ -208,8 +232,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., session.Re
 
     def train(seed: int, count: int, concept: str, trained: Local, *methods: Any) -> list:
         data = Data("digits", cache=cache, clients=32, labels="iid", concept=concept, concept_groups=2)
-        config = Config(seed=seed, rounds=count, device="cpu", data=data, model=Model("mlp", hidden=64),
-                        local=trained, method=methods[0], evaluate=Evaluate(every=1000), progress="off")
+        config = Config(
+            seed=seed,
+            rounds=count,
+            device="cpu",
+            data=data,
+            model=Model("mlp", hidden=64),
+            local=trained,
+            method=methods[0],
+            evaluate=Evaluate(every=1000),
+            progress="off",
+        )
         comm = plain.communicator()
         ready = session.Session(config, comm, prepare(data, seed))
         configs = [dataclasses.replace(config, method=m) for m in methods]

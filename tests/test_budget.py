@@ -59,10 +59,10 @@ def test_amn_alone_sends_nothing() -> None:
 
 def test_fedavg_on_three_ranks() -> None:
     server, *workers = needs(3, settings("fedavg"))
-    # 4, the broadcast, 9 for a mean in 64 bits. One broadcast more than rounds: the last evaluation.
-    expected = budget.Need(2, 1200, 14 * 40, 40, 96, 8 * 40, 7 * 96 + 7 * 2 * 8 + 80)
+    # 4, the broadcast, 5 for a mean in 64 bits. One broadcast more than rounds: the last evaluation.
+    expected = budget.Need(2, 1200, 10 * 40, 40, 96, 8 * 40, 7 * 96 + 7 * 2 * 8 + 80)
     assert workers == [expected, expected]
-    assert server == budget.Need(0, 0, (3 + 2 + 1 + 9 + 1) * 40, 80, 192, 640, 2 * expected.up_run)
+    assert server == budget.Need(0, 0, (3 + 2 + 1 + 7 + 1) * 40, 80, 192, 640, 2 * expected.up_run)
 
 
 def test_local_on_five_ranks() -> None:
@@ -128,14 +128,14 @@ def warned(monkeypatch: pytest.MonkeyPatch, left: int, what: Config, on_host: in
 
 def test_a_warning_comes_with_the_first_byte_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     what = settings("fedavg")
-    needed = 3 * budget.BASE - 2 * budget.SHARED + 640 + 2 * (1200 + 560)
+    needed = 3 * budget.BASE - 2 * budget.SHARED + 560 + 2 * (1200 + 400)
     assert warned(monkeypatch, needed, what) == []
     (line,) = warned(monkeypatch, needed - 1, what)
     assert "3 ranks on here" in line and "0.5 GB" in line and "number of ranks (3)" in line
 
 
 def test_only_the_ranks_of_this_host_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert warned(monkeypatch, budget.BASE + 640, settings("fedavg"), on_host=1) == []
+    assert warned(monkeypatch, budget.BASE + 560, settings("fedavg"), on_host=1) == []
 
 
 def test_a_warning_names_the_key_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,9 @@ def test_limits_are_told_apart_at_their_ends() -> None:
 
 
 def test_configuration_needs_neither_torch_nor_mpi() -> None:
-    code = "import sys; from amn_mpi import cli; cli.parse([]); print([m for m in ('torch', 'mpi4py', 'h5py') if m in sys.modules])"
+    heavy = ("torch", "mpi4py", "h5py")
+    code = "import sys; from amn_mpi import cli; cli.parse([]); "
+    code += f"print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -38,10 +38,16 @@ def test_image_arrays(array_path: Path) -> None:
     assert raw.class_names == ["a", "b", "\u00e4"] and raw.scale == 2 / 255
 
 
-@pytest.mark.parametrize(("shape", "expected"), [
-    ((6, 4, 5), (6, 1, 4, 5)), ((6, 4, 5, 1), (6, 1, 4, 5)), ((6, 3, 4, 5), (6, 3, 4, 5)),
-    ((6, 7, 4, 5), (6, 7, 4, 5)), ((6, 1, 4, 3), (6, 1, 4, 3)),
-])
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((6, 4, 5), (6, 1, 4, 5)),
+        ((6, 4, 5, 1), (6, 1, 4, 5)),
+        ((6, 3, 4, 5), (6, 3, 4, 5)),
+        ((6, 7, 4, 5), (6, 7, 4, 5)),
+        ((6, 1, 4, 3), (6, 1, 4, 3)),
+    ],
+)
 def test_image_shapes(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     path = save(tmp_path / "a.npz", x=np.zeros(shape, np.uint8), y=np.arange(6))
     assert read(path).x.shape == expected
@@ -70,8 +76,10 @@ BAD_ARRAYS = {
     "integer x": ({"x": np.zeros((3, 2), np.int32), "y": GOOD_Y}, "int32"),
     "flat bytes": ({"x": np.zeros((3, 2), np.uint8), "y": GOOD_Y}, "(3, 2)"),
     "flat floats": ({"x": np.zeros(3), "y": GOOD_Y}, "(3,)"),
-    "names": ({"x": GOOD_X, "y": np.array([0, 3, 3]), "class_names": np.array(["a", "b"])},
-              "has 2 entries, expected at least 4"),
+    "names": (
+        {"x": GOOD_X, "y": np.array([0, 3, 3]), "class_names": np.array(["a", "b"])},
+        "has 2 entries, expected at least 4",
+    ),
 }
 
 

@@ -48,9 +48,19 @@ def test_a_second_run_uses_the_file(marked: Path) -> None:
 
 
 CHANGED = {
-    "clients": 5, "train_per_client": 30, "test_per_client": 9, "test_fraction": 0.3,
-    "min_samples": 11, "labels": "iid", "alpha": 0.7, "classes_per_client": 2, "label_groups": 3,
-    "sizes": "lognormal", "sigma": 0.9, "concept": "permute", "concept_groups": 3,
+    "clients": 5,
+    "train_per_client": 30,
+    "test_per_client": 9,
+    "test_fraction": 0.3,
+    "min_samples": 11,
+    "labels": "iid",
+    "alpha": 0.7,
+    "classes_per_client": 2,
+    "label_groups": 3,
+    "sizes": "lognormal",
+    "sigma": 0.9,
+    "concept": "permute",
+    "concept_groups": 3,
     "split": "letters",
 }
 
@@ -116,12 +126,18 @@ def test_a_damaged_file_is_written_again(marked: Path, harm: object) -> None:
 
 
 def test_two_runs_that_start_together(marked: Path) -> None:
-    code = ("import sys, time; from amn_mpi.config import Data; from amn_mpi.data import prepare\n"
-            "print('ready', flush=True); sys.stdin.readline()\n"
-            f"print(prepare(Data(name={str(marked)!r}, cache={str(marked.parent / 'c')!r},"
-            " clients=6, concept='rotate'), 0).path)")
-    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    code = (
+        "import sys, time; from amn_mpi.config import Data; from amn_mpi.data import prepare\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        f"print(prepare(Data(name={str(marked)!r}, cache={str(marked.parent / 'c')!r},"
+        " clients=6, concept='rotate'), 0).path)"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
     for run in runs:
         assert run.stdout.readline() == "ready\n"
     for run in runs:
@@ -162,13 +178,14 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
     """In a process of its own, to see that HDF5 does not complain again when Python ends."""
     np.savez(tmp_path / "big.npz", x=np.ones((2000, 16, 16), np.uint8), y=np.arange(2000) % 4)
-    code = ("from amn_mpi.config import Data; from amn_mpi.data import prepare\n"
-            "from amn_mpi.errors import UserError\n"
-            f"data = Data(name={str(tmp_path / 'big.npz')!r}, cache={str(small_disk)!r})\n"
-            "try: prepare(data, 0)\n"
-            "except UserError as error: print(error)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          timeout=60)
+    code = (
+        "from amn_mpi.config import Data; from amn_mpi.data import prepare\n"
+        "from amn_mpi.errors import UserError\n"
+        f"data = Data(name={str(tmp_path / 'big.npz')!r}, cache={str(small_disk)!r})\n"
+        "try: prepare(data, 0)\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.count("\n") == 1 and "No space left on device" in done.stdout
     assert str(small_disk) in done.stdout and "data.cache" in done.stdout

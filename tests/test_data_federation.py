@@ -66,8 +66,9 @@ def test_rotated_groups(marked: Path) -> None:
     for i, (a, b) in enumerate(zip(load_clients(plain, range(6)), load_clients(turned, range(6)))):
         top = a.x_train[:, 0, 0, :]  # top row, left to right
         left_up = b.x_train[:, 0, ::-1, 0]  # after one turn to the left: left column, upwards
-        expected = [b.x_train[:, 0, 0, :], left_up, b.x_train[:, 0, 3, ::-1],
-                    b.x_train[:, 0, :, 3]][turned.concept_group[i]]
+        expected = [b.x_train[:, 0, 0, :], left_up, b.x_train[:, 0, 3, ::-1], b.x_train[:, 0, :, 3]][
+            turned.concept_group[i]
+        ]
         assert np.array_equal(top, expected)
         assert np.array_equal(a.y_train, b.y_train)
 
@@ -121,8 +122,15 @@ def test_describe_agrees_with_prepare(marked: Path) -> None:
     a, b = describe(settings(marked, **keys), 7), prepare(settings(marked, **keys), 7)
     for key in ("start", "train", "test", "train_counts", "label_group", "concept_group"):
         assert np.array_equal(getattr(a, key), getattr(b, key))
-    assert (a.name, a.shape, a.class_names, a.scale, a.x_dtype, a.classes, a.clients) == \
-        (b.name, b.shape, b.class_names, b.scale, b.x_dtype, b.classes, b.clients)
+    assert (a.name, a.shape, a.class_names, a.scale, a.x_dtype, a.classes, a.clients) == (
+        b.name,
+        b.shape,
+        b.class_names,
+        b.scale,
+        b.x_dtype,
+        b.classes,
+        b.clients,
+    )
     with pytest.raises(ValueError, match="prepare"):
         load_clients(a, [0])
 
@@ -143,10 +151,13 @@ def test_rotation_of_vectors_is_refused(tmp_path: Path) -> None:
 
 def test_workers_need_neither_h5py_nor_torch(marked: Path) -> None:
     found = prepare(settings(marked), 0)
-    code = ("import pickle, sys; from amn_mpi.data import load_clients\n"
-            "found = pickle.load(sys.stdin.buffer)\n"
-            "print(len(load_clients(found, [0])[0].y_train))\n"
-            "print([m for m in ('h5py', 'torch', 'mpi4py') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(found), cwd=ROOT,
-                          capture_output=True, check=True)
+    code = (
+        "import pickle, sys; from amn_mpi.data import load_clients\n"
+        "found = pickle.load(sys.stdin.buffer)\n"
+        "print(len(load_clients(found, [0])[0].y_train))\n"
+        "print([m for m in ('h5py', 'torch', 'mpi4py') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(found), cwd=ROOT, capture_output=True, check=True
+    )
     assert done.stdout.decode().split("\n")[:2] == [str(found.train[0]), "[]"]

@@ -36,13 +36,19 @@ def refused(tmp_path: Path, name: object, root: Path | str = "", **keys: object)
 
 
 def idx(values: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) \
-        + values.tobytes()
+    return bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
 
 
-def write_mnist(folder: Path, pack: bool = False, dot: bool = False, prefix: str = "",
-                test: str = "t10k", first: int = 0, side: tuple[int, int] = (4, 4),
-                classes: int = 10) -> dict[str, np.ndarray]:
+def write_mnist(
+    folder: Path,
+    pack: bool = False,
+    dot: bool = False,
+    prefix: str = "",
+    test: str = "t10k",
+    first: int = 0,
+    side: tuple[int, int] = (4, 4),
+    classes: int = 10,
+) -> dict[str, np.ndarray]:
     """Four IDX files with 30 and 10 random images; returns what they hold."""
     folder.mkdir(parents=True, exist_ok=True)
     held = {}
@@ -73,8 +79,9 @@ def write_marked(tmp_path: Path) -> Path:
 
 
 def settings(path: Path, **keys: object) -> Data:
-    return Data(**{"name": str(path), "cache": str(path.parent / "cache"), "clients": 6,
-                   "concept": "none", **keys})
+    return Data(
+        **{"name": str(path), "cache": str(path.parent / "cache"), "clients": 6, "concept": "none", **keys}
+    )
 
 
 def listing(folder: str) -> list[str]:

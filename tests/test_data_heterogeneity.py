@@ -48,10 +48,19 @@ def check(labels: np.ndarray, settings: Data, found: Assignment) -> None:
 @pytest.mark.parametrize("sizes", ["equal", "lognormal"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("per_client", [0, 50])
-def test_every_sample_once_and_counts_that_agree(labels: np.ndarray, sizes: str, kind: str,
-                                                 per_client: int) -> None:
-    settings = data(labels=kind, sizes=sizes, train_per_client=per_client, min_samples=5,
-                    clients=12, classes_per_client=5, sigma=0.5, alpha=0.2)
+def test_every_sample_once_and_counts_that_agree(
+    labels: np.ndarray, sizes: str, kind: str, per_client: int
+) -> None:
+    settings = data(
+        labels=kind,
+        sizes=sizes,
+        train_per_client=per_client,
+        min_samples=5,
+        clients=12,
+        classes_per_client=5,
+        sigma=0.5,
+        alpha=0.2,
+    )
     found = assign(labels, settings, 3)
     check(labels, settings, found)
 
@@ -108,23 +117,26 @@ def test_iid_is_drawn_at_random() -> None:
 
 
 def test_small_alpha_gives_a_client_one_class() -> None:
-    found = assign(EVEN, data(labels="dirichlet", alpha=1e-3, train_per_client=30,
-                              clients=50), 0)
+    found = assign(EVEN, data(labels="dirichlet", alpha=1e-3, train_per_client=30, clients=50), 0)
     top = found.train_counts.max(axis=1) / found.train
     assert np.median(top) == 1.0
 
 
 def test_large_alpha_gives_the_mix_of_the_pool() -> None:
-    found = assign(UNEVEN, data(labels="dirichlet", alpha=1e6, clients=5, test_per_client=100,
-                                train_per_client=450), 0)
+    found = assign(
+        UNEVEN, data(labels="dirichlet", alpha=1e6, clients=5, test_per_client=100, train_per_client=450), 0
+    )
     expected = 550 * np.arange(1, 11) / 55
     assert np.abs(counted(UNEVEN, found) - expected).max() < 2.5
 
 
 def test_dirichlet_has_the_variance_of_its_law() -> None:
     # A component of Dirichlet(0.5 x 10) has mean 0.1, variance 0.1 * 0.9 / (5 + 1) = 0.015.
-    found = assign(np.repeat(np.arange(10), 7000),
-                   data(labels="dirichlet", alpha=0.5, clients=400, train_per_client=75), 0)
+    found = assign(
+        np.repeat(np.arange(10), 7000),
+        data(labels="dirichlet", alpha=0.5, clients=400, train_per_client=75),
+        0,
+    )
     share = found.train_counts / 75
     assert share.mean() == pytest.approx(0.1)
     assert 0.012 < share.var() < 0.018
@@ -162,8 +174,9 @@ def test_classes_that_run_out_make_clients_smaller_not_mixed() -> None:
 
 
 def test_groups_share_one_mix() -> None:
-    found = assign(EVEN, data(labels="groups", label_groups=4, alpha=0.3, clients=22,
-                              train_per_client=120), 0)
+    found = assign(
+        EVEN, data(labels="groups", label_groups=4, alpha=0.3, clients=22, train_per_client=120), 0
+    )
     sizes = np.bincount(found.label_group)
     assert sizes.tolist() == [6, 6, 5, 5]
     share = counted(EVEN, found) / 160
@@ -201,8 +214,7 @@ def test_rounding_needs_a_chain_of_moves() -> None:
     """Class 0 can only be relieved through class 1, and that only through class 2."""
     demand = np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.5, 0.5]])
     for seed in range(200):
-        found = round_within(demand, np.ones(4, int), np.array([1, 2, 1]),
-                             np.random.default_rng(seed))
+        found = round_within(demand, np.ones(4, int), np.array([1, 2, 1]), np.random.default_rng(seed))
         assert found.sum(axis=1).tolist() == [1, 1, 1, 1]
         assert found.sum(axis=0).tolist() == [1, 2, 1]
         assert (found[demand == 0] == 0).all()

@@ -16,8 +16,7 @@ def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_folders(monkeypatch)
 
 
-@pytest.mark.parametrize(("pack", "dot"), [(False, False), (True, False), (False, True),
-                                           (True, True)])
+@pytest.mark.parametrize(("pack", "dot"), [(False, False), (True, False), (False, True), (True, True)])
 def test_mnist_files(tmp_path: Path, pack: bool, dot: bool) -> None:
     held = write_mnist(tmp_path, pack, dot)
     raw = read("mnist", tmp_path)
@@ -43,8 +42,9 @@ def test_pixels_are_standardised_by_the_published_constants(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("folder", ["FashionMNIST/raw", "fashion-mnist", "fashion_mnist", "."])
-def test_fashion_mnist_in_its_usual_folders(tmp_path: Path, folder: str,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_mnist_in_its_usual_folders(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = write_mnist(tmp_path / folder, pack=True)
     monkeypatch.setenv("AMN_DATA", str(tmp_path))
     raw = read("fashion_mnist")
@@ -66,8 +66,7 @@ def test_named_folder_comes_before_loose_files(tmp_path: Path) -> None:
 
 
 def test_emnist_is_turned_upright(tmp_path: Path) -> None:
-    held = write_mnist(tmp_path / "gzip", True, prefix="emnist-balanced-", test="test",
-                       side=(3, 5))
+    held = write_mnist(tmp_path / "gzip", True, prefix="emnist-balanced-", test="test", side=(3, 5))
     raw = read("emnist", tmp_path)
     assert raw.x.shape == (40, 1, 5, 3)
     assert raw.x[7, 0, 4, 1] == held["train", "x"][7, 1, 4]
@@ -116,14 +115,14 @@ BAD_IDX = {
     "short": (idx(np.zeros((30, 4, 4), np.uint8))[:-5], "expected 496 bytes"),
     "long": (idx(np.zeros((30, 4, 4), np.uint8)) + b"12", "found 498"),
     "no rows": (idx(np.zeros((0, 4, 4), np.uint8)), "empty"),
-    "short inside gzip": (gzip.compress(idx(np.zeros((30, 4, 4), np.uint8))[:-5]),
-                          "expected 480 values, found 475"),
+    "short inside gzip": (
+        gzip.compress(idx(np.zeros((30, 4, 4), np.uint8))[:-5]),
+        "expected 480 values, found 475",
+    ),
     "long inside gzip": (gzip.compress(idx(np.zeros((30, 4, 4), np.uint8)) + b"1"), "more bytes"),
     "cut gzip": (gzip.compress(RNG.bytes(500))[:-20], "not an IDX file"),
-    "cut gzip of good data": (gzip.compress(idx(RNG.integers(0, 255, (30, 4, 4), np.uint8)))[:-9],
-                              "gzip"),
-    "boast": (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**31, 2**10, 2**10)),
-              "cannot hold"),
+    "cut gzip of good data": (gzip.compress(idx(RNG.integers(0, 255, (30, 4, 4), np.uint8)))[:-9], "gzip"),
+    "boast": (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**31, 2**10, 2**10)), "cannot hold"),
     "count": (idx(np.zeros((29, 4, 4), np.uint8)), "29 images"),
     "pixels": (idx(np.zeros((30, 4, 5), np.uint8)), "4 x 5"),
 }

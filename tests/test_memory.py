@@ -32,10 +32,21 @@ def measured(samples: Path, method: str, ranks: int, hidden: int) -> dict[str, A
     """The result of one round with OWN clients on every worker."""
     out = samples.parent / f"{method}-{ranks}-{hidden}"
     what = options(
-        data__name=samples, data__clients=OWN * (ranks - 1), data__labels="iid", data__concept="none",
-        data__train_per_client=12, data__test_per_client=4, data__cache=samples.parent / "cache",
-        model__hidden=hidden, local__steps=1, local__lr=0.001, rounds=1, method__name=method,
-        device="cpu", progress="off", out=out,
+        data__name=samples,
+        data__clients=OWN * (ranks - 1),
+        data__labels="iid",
+        data__concept="none",
+        data__train_per_client=12,
+        data__test_per_client=4,
+        data__cache=samples.parent / "cache",
+        model__hidden=hidden,
+        local__steps=1,
+        local__lr=0.001,
+        rounds=1,
+        method__name=method,
+        device="cpu",
+        progress="off",
+        out=out,
     )
     done = run(*what, ranks=ranks, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -176,8 +176,9 @@ def test_attention_by_hand() -> None:
     made = meta.MetaNetwork(1, 2.0, 0.25).double()
     a = made.attention(s, ~torch.eye(3, dtype=torch.bool))
     np.testing.assert_allclose(a[0].detach(), [[0, 0.75, 0.25], [0.5, 0, 0.5], [0.5, 0.5, 0]], atol=1e-12)
-    common = meta.leave_one_out(torch.tensor([1.0, 1, 4]).double(), torch.ones(3, dtype=torch.bool),
-                                torch.arange(3))
+    common = meta.leave_one_out(
+        torch.tensor([1.0, 1, 4]).double(), torch.ones(3, dtype=torch.bool), torch.arange(3)
+    )
     np.testing.assert_allclose(common, [[0, 0.2, 0.8], [0.2, 0, 0.8], [0.5, 0.5, 0]])
     w = made(s, ~torch.eye(3, dtype=torch.bool), common)
     np.testing.assert_allclose(w[0, 0].detach(), [0, 0.25 * 0.75 + 0.75 * 0.2, 0.25 * 0.25 + 0.75 * 0.8])
@@ -219,9 +220,16 @@ def hybrids(numbers: plain.Meta, s: np.ndarray, seen: np.ndarray, clients: list[
     return np.concatenate(pieces, 1)
 
 
-@pytest.mark.parametrize(("seen", "clients"), [
-    (ALL, [0, 1, 2, 3, 4]), (ALL, [1, 3, 4]), (SOME, [0, 2, 3]), (SOME, [1, 2, 4]), (ONE, [2, 3]),
-])
+@pytest.mark.parametrize(
+    ("seen", "clients"),
+    [
+        (ALL, [0, 1, 2, 3, 4]),
+        (ALL, [1, 3, 4]),
+        (SOME, [0, 2, 3]),
+        (SOME, [1, 2, 4]),
+        (ONE, [2, 3]),
+    ],
+)
 def test_gradient_agrees_with_differences_through_hybrid_and_loss(
     seen: np.ndarray, clients: list[int]
 ) -> None:

@@ -52,8 +52,10 @@ def averaged(run: rounds.Run, count: int) -> np.ndarray:
 
 
 def deployed(run: rounds.Run, t: int) -> list[dict[str, np.ndarray]]:
-    return [{name: v.double().numpy().copy() for name, v in models}
-            for _, models in rounds.personal_models(run, t)]
+    return [
+        {name: v.double().numpy().copy() for name, v in models}
+        for _, models in rounds.personal_models(run, t)
+    ]
 
 
 @pytest.mark.parametrize("cohort", [1.0, 0.5])
@@ -72,8 +74,9 @@ def test_weights_are_samples(tmp_path: Path) -> None:
     """The plain mean is far from the weighted one, so the tolerance above tells them apart."""
     run, _ = train(tmp_path, fedavg.Options(), 1, local=LOCALS[0])
     x, y = plain.numbers(run)
-    each = [plain.sgd(plain.linear, plain.initial(run), x[i], y[i], LOCALS[0], order(run, 1, i))
-            for i in range(5)]
+    each = [
+        plain.sgd(plain.linear, plain.initial(run), x[i], y[i], LOCALS[0], order(run, 1, i)) for i in range(5)
+    ]
     assert abs(np.mean(each, 0) - run.server["model"].double().numpy()).max() > 0.01
 
 
@@ -82,8 +85,9 @@ def test_fedavg_with_fine_tuning(tmp_path: Path, cohort: float) -> None:
     run, outcomes = train(tmp_path, fedavg_ft.Options(), local=LOCALS[1], cohort=cohort)
     w = averaged(run, 2)
     x, y = plain.numbers(run)
-    tuned = [plain.sgd(plain.linear, w, x[i], y[i], LOCALS[1], order(run, 2, i, "finetune"))
-             for i in range(5)]
+    tuned = [
+        plain.sgd(plain.linear, w, x[i], y[i], LOCALS[1], order(run, 2, i, "finetune")) for i in range(5)
+    ]
     found = deployed(run, 2)
     for i in range(5):
         np.testing.assert_allclose(found[i]["finetuned"], tuned[i], **CLOSE)
@@ -146,8 +150,9 @@ def test_evaluation_changes_nothing(tmp_path: Path, name: str) -> None:
     """Evaluated every round or hardly ever: the same models."""
     found = []
     for every in (1, 50):
-        run = plain.start(tmp_path, get(name).Options(), rounds=9, local=LOCALS[0],
-                          evaluate=Evaluate(every=every))
+        run = plain.start(
+            tmp_path, get(name).Options(), rounds=9, local=LOCALS[0], evaluate=Evaluate(every=every)
+        )
         seen = [rounds.run_round(run, t).correct is not None for t in range(1, 10)]
         assert seen == [every == 1] * 4 + [True] * 5
         found.append(np.array([list(d.values()) for d in deployed(run, 9)]))
@@ -175,9 +180,10 @@ def test_final_models_are_the_reported_ones(tmp_path: Path) -> None:
 def test_scores_by_hand(tmp_path: Path) -> None:
     """Means over clients and over the last five evaluated rounds; the best round is the first such."""
     run = plain.start(tmp_path, fedavg_ft.Options(), rounds=7, local=LOCALS[0])
-    fed = SimpleNamespace(test=np.array([4, 4, 4, 4, 8]), clients=5,
-                          concept_group=np.zeros(5), label_group=np.zeros(5))
-    made = session.Recorder(SimpleNamespace(fed=fed), run, None, Progress("off", 7), "x")
+    fed = SimpleNamespace(
+        test=np.array([4, 4, 4, 4, 8]), clients=5, concept_group=np.zeros(5), label_group=np.zeros(5)
+    )
+    made = session.Recorder(fed, run, None, Progress("off", 7))
     for t, right in enumerate((0, 4, 3, None, 2, 1, 4, 0), 1):  # by the fine-tuned model
         counts = None if right is None else np.array([[right, 1]] * 4 + [[2 * right, 0]])
         made(rounds.Outcome(t, np.arange(5), {}, 0.0, counts))

@@ -75,20 +75,34 @@ def test_the_start_follows_from_the_seed_alone(name: str) -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize(("name", "shape"), [
-    ("cnn", (1, 15, 28)), ("cnn", (1, 28, 12)), ("cnn", (784,)), ("lenet5", (1, 15, 15)),
-    ("lenet5", (28, 28)), ("resnet8", (1, 3, 9)), ("resnet8", (64,)),
-])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cnn", (1, 15, 28)),
+        ("cnn", (1, 28, 12)),
+        ("cnn", (784,)),
+        ("lenet5", (1, 15, 15)),
+        ("lenet5", (28, 28)),
+        ("resnet8", (1, 3, 9)),
+        ("resnet8", (64,)),
+    ],
+)
 def test_shapes_that_do_not_fit(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         build(name, shape)
     assert f"model.name = {name}" in str(caught.value) and str(shape) in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "shape"), [
-    ("cnn", (1, 16, 16)), ("lenet5", (2, 16, 40)), ("resnet8", (1, 4, 4)), ("linear", (3,)),
-    ("mlp", (2, 3, 4, 5)),
-])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cnn", (1, 16, 16)),
+        ("lenet5", (2, 16, 40)),
+        ("resnet8", (1, 4, 4)),
+        ("linear", (3,)),
+        ("mlp", (2, 3, 4, 5)),
+    ],
+)
 def test_smallest_and_odd_shapes_that_fit(name: str, shape: tuple[int, ...]) -> None:
     assert build(name, shape)(torch.randn(2, *shape)).shape == (2, 10)
 

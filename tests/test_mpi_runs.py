@@ -15,10 +15,8 @@ from running import REPOSITORY, result, run
 
 def finished(out: Path, *args: object, ranks: int, timeout: float = 120, **env: object) -> dict[str, Any]:
     """The result of a run that must succeed without a word on standard error."""
-    cache = out.parent / "cache"
-    done = run(
-        "--out", out, "--progress", "off", *args, ranks=ranks, timeout=timeout, env={"AMN_CACHE": cache, **env}
-    )
+    env = {"AMN_CACHE": out.parent / "cache", **env}
+    done = run("--out", out, "--progress", "off", *args, ranks=ranks, timeout=timeout, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return result(out)

@@ -21,8 +21,10 @@ def test_groups_hold_weight_and_bias_together() -> None:
     layout = ParameterLayout.of(module())
     assert layout.groups == (Group("fc1", 0, 25), Group("fc2", 25, 43))
     assert [(t.name, t.shape, t.start, t.size) for t in layout.tensors] == [
-        ("fc1.weight", (5, 4), 0, 20), ("fc1.bias", (5,), 20, 5),
-        ("fc2.weight", (3, 5), 25, 15), ("fc2.bias", (3,), 40, 3),
+        ("fc1.weight", (5, 4), 0, 20),
+        ("fc1.bias", (5,), 20, 5),
+        ("fc2.weight", (3, 5), 25, 15),
+        ("fc2.bias", (3,), 40, 3),
     ]
     assert layout.size == 43 and layout.groups[1].size == 18
 

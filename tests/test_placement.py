@@ -10,8 +10,7 @@ import pytest
 from amn_mpi.placement import Placement, place
 
 DRAW = np.random.default_rng(0)
-CASES = [(list(map(int, DRAW.integers(1, 30, n))), owners)
-         for n in range(1, 9) for owners in range(1, 7)]
+CASES = [(list(map(int, DRAW.integers(1, 30, n))), owners) for n in range(1, 9) for owners in range(1, 7)]
 CASES += [([1] * 7, 3), ([100, 1, 1, 1], 3), ([1, 1, 1, 100], 3), ([5, 5, 50, 5, 5], 2), ([0, 0, 3], 2)]
 
 

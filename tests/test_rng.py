@@ -11,8 +11,13 @@ import torch
 from amn_mpi import rng
 
 HERE = (7, "shuffle", 3, 5)
-ELSEWHERE = [(8, "shuffle", 3, 5), (7, "order", 3, 5), (7, "shuffle", 4, 5), (7, "shuffle", 3, 6),
-             (7, "shuffle", 5, 3)]
+ELSEWHERE = [
+    (8, "shuffle", 3, 5),
+    (7, "order", 3, 5),
+    (7, "shuffle", 4, 5),
+    (7, "shuffle", 3, 6),
+    (7, "shuffle", 5, 3),
+]
 
 
 def draws(*where: object) -> np.ndarray:
@@ -36,8 +41,9 @@ def test_streams_differ_in_every_argument() -> None:
 
 
 def test_streams_of_neighbours_are_not_related() -> None:
-    rows = np.array([rng.generator(0, "shuffle", t, i).normal(size=400)
-                     for t in range(1, 6) for i in range(6)])
+    rows = np.array(
+        [rng.generator(0, "shuffle", t, i).normal(size=400) for t in range(1, 6) for i in range(6)]
+    )
     related = np.corrcoef(rows) - np.eye(len(rows))
     assert abs(related).max() < 5 / np.sqrt(400)  # 435 pairs, each with a spread of 1/20
 
@@ -54,10 +60,20 @@ def test_the_largest_seed() -> None:
     assert 0 <= rng.torch_seed(2**63 - 1, "x") < 2**63 - 1
 
 
-@pytest.mark.parametrize(("clients", "fraction", "size"), [
-    (10, 0.5, 5), (5, 0.5, 3), (32, 0.1, 3), (3, 0.01, 1), (1, 0.5, 1), (7, 0.99, 7), (4, 0.25, 1),
-    (5, 0.6, 3), (6, 1.0, 6),
-])
+@pytest.mark.parametrize(
+    ("clients", "fraction", "size"),
+    [
+        (10, 0.5, 5),
+        (5, 0.5, 3),
+        (32, 0.1, 3),
+        (3, 0.01, 1),
+        (1, 0.5, 1),
+        (7, 0.99, 7),
+        (4, 0.25, 1),
+        (5, 0.6, 3),
+        (6, 1.0, 6),
+    ],
+)
 def test_cohort_sizes(clients: int, fraction: float, size: int) -> None:
     for t in range(1, 6):
         cohort = rng.cohort(1, t, clients, fraction)

@@ -36,8 +36,10 @@ def read(data: Data, files: dict[str, Path]) -> Raw:
     arrays = _load(path)
     x, y = arrays.get("x"), arrays.get("y")
     if x is None or y is None:
-        raise UserError(f"{path}: has no array {'x' if x is None else 'y'}; expected x and y, "
-                        f"found {', '.join(sorted(arrays)) or 'nothing'}")
+        raise UserError(
+            f"{path}: has no array {'x' if x is None else 'y'}; expected x and y, "
+            f"found {', '.join(sorted(arrays)) or 'nothing'}"
+        )
     _check_labels(path, x, y)
     labels, names = _names(path, y, arrays.get("class_names"))
     if x.dtype == np.uint8:
@@ -96,8 +98,9 @@ def _channels_first(path: Path, x: np.ndarray) -> np.ndarray:
     if x.ndim == 3:
         return x[:, None]
     if x.ndim != 4:
-        raise UserError(f"{path}: x is uint8 of shape {x.shape}, expected images "
-                        "(n, h, w), (n, h, w, c) or (n, c, h, w)")
+        raise UserError(
+            f"{path}: x is uint8 of shape {x.shape}, expected images (n, h, w), (n, h, w, c) or (n, c, h, w)"
+        )
     if x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         return x.transpose(0, 3, 1, 2)
     return x
@@ -113,8 +116,10 @@ def _floats(path: Path, x: np.ndarray) -> np.ndarray:
         x = x.astype(np.float32, copy=False)
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if not finite.all():
-        raise UserError(f"{path}: x has values that are NaN or infinite in {(~finite).sum()} of "
-                        f"{len(x)} rows, first in row {finite.argmin()}")
+        raise UserError(
+            f"{path}: x has values that are NaN or infinite in {(~finite).sum()} of "
+            f"{len(x)} rows, first in row {finite.argmin()}"
+        )
     return x
 
 
@@ -125,6 +130,8 @@ def _names(path: Path, y: np.ndarray, given: np.ndarray | None) -> tuple[np.ndar
         return labels.astype(np.int64), [str(v) for v in values]
     names = [n.decode() if isinstance(n, bytes) else str(n) for n in given.ravel().tolist()]
     if len(names) <= values[-1]:
-        raise UserError(f"{path}: class_names has {len(names)} entries, expected at least "
-                        f"{values[-1] + 1}, since y goes up to {values[-1]}")
+        raise UserError(
+            f"{path}: class_names has {len(names)} entries, expected at least "
+            f"{values[-1] + 1}, since y goes up to {values[-1]}"
+        )
     return labels.astype(np.int64), [names[v] for v in values]

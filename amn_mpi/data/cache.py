@@ -43,9 +43,11 @@ def write(path: Path, plan: Plan, x: np.ndarray) -> None:
     except OSError as error:
         reason = error.strerror or error
         need = plan.y.nbytes + len(plan.y) * x[:1].nbytes
-        raise UserError(f"data.cache = {path.parent}: cannot write the prepared data "
-                        f"({need / 1e6:.1f} MB): {reason}; set data.cache or $AMN_CACHE to a "
-                        "folder with space that you may write to") from None
+        raise UserError(
+            f"data.cache = {path.parent}: cannot write the prepared data "
+            f"({need / 1e6:.1f} MB): {reason}; set data.cache or $AMN_CACHE to a "
+            "folder with space that you may write to"
+        ) from None
 
 
 @contextmanager
@@ -139,10 +141,15 @@ def read(path: Path) -> Federation | None:
 def _federation(path: Path, file: h5py.File) -> Federation | None:
     x, y = file["x"], file["y"]
     federation = Federation(
-        name=str(file.attrs["name"]), path=str(path),
-        x_offset=x.id.get_offset(), y_offset=y.id.get_offset(), x_dtype=x.dtype.str,
-        shape=tuple(x.shape[1:]), class_names=file["class_names"].asstr()[...].tolist(),
-        scale=float(file.attrs["scale"]), shift=float(file.attrs["shift"]),
+        name=str(file.attrs["name"]),
+        path=str(path),
+        x_offset=x.id.get_offset(),
+        y_offset=y.id.get_offset(),
+        x_dtype=x.dtype.str,
+        shape=tuple(x.shape[1:]),
+        class_names=file["class_names"].asstr()[...].tolist(),
+        scale=float(file.attrs["scale"]),
+        shift=float(file.attrs["shift"]),
         **{key: file[f"index/{key}"][...] for key in INDEX},
     )
     rows = int(federation.start[-1])

@@ -43,15 +43,25 @@ def _wanted(files: tuple[str, ...], folder: str, other: str, archive: str, names
 
 LAYOUTS = {
     "cifar10": Layout(
-        _wanted((*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
-                "cifar-10-batches-bin", "cifar10", "cifar-10-binary.tar.gz", "batches.meta.txt"),
+        _wanted(
+            (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
+            "cifar-10-batches-bin",
+            "cifar10",
+            "cifar-10-binary.tar.gz",
+            "batches.meta.txt",
+        ),
         1,
         "batches.meta.txt",
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "cifar100": Layout(
-        _wanted(("train.bin", "test.bin"), "cifar-100-binary", "cifar100",
-                "cifar-100-binary.tar.gz", "fine_label_names.txt"),
+        _wanted(
+            ("train.bin", "test.bin"),
+            "cifar-100-binary",
+            "cifar100",
+            "cifar-100-binary.tar.gz",
+            "fine_label_names.txt",
+        ),
         2,
         "fine_label_names.txt",
         tuple(map(str, range(100))),
@@ -91,8 +101,9 @@ def _fill(path: Path, layout: Layout, x: np.ndarray, y: np.ndarray) -> None:
     y[:] = records[:, layout.label_bytes - 1]
     bad = np.flatnonzero(y >= len(layout.names))
     if len(bad):
-        raise UserError(f"{path}: record {bad[0]} has label {y[bad[0]]}, expected 0 to "
-                        f"{len(layout.names) - 1}")
+        raise UserError(
+            f"{path}: record {bad[0]} has label {y[bad[0]]}, expected 0 to {len(layout.names) - 1}"
+        )
     x[:] = records[:, layout.label_bytes :].reshape(x.shape)
 
 

@@ -46,8 +46,9 @@ def _client(file: BinaryIO, federation: Federation, client: int) -> ClientData:
     first = int(federation.start[client])
     rows = int(federation.start[client + 1]) - first
     n = int(federation.train[client])
-    raw = _rows(file, federation, federation.x_offset, np.dtype(federation.x_dtype),
-                federation.shape, first, rows)
+    raw = _rows(
+        file, federation, federation.x_offset, np.dtype(federation.x_dtype), federation.shape, first, rows
+    )
     y = _rows(file, federation, federation.y_offset, np.dtype(np.int32), (), first, rows)
     x = raw.astype(np.float32)
     x *= np.float32(federation.scale)
@@ -56,13 +57,22 @@ def _client(file: BinaryIO, federation: Federation, client: int) -> ClientData:
     return ClientData(x[:n], labels[:n], x[n:], labels[n:])
 
 
-def _rows(file: BinaryIO, federation: Federation, offset: int, dtype: np.dtype,
-          shape: tuple[int, ...], first: int, rows: int) -> np.ndarray:
+def _rows(
+    file: BinaryIO,
+    federation: Federation,
+    offset: int,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    first: int,
+    rows: int,
+) -> np.ndarray:
     """Rows ``first`` to ``first + rows`` of the data set that begins at ``offset``."""
     values = int(np.prod(shape, dtype=np.int64))
     file.seek(offset + first * values * dtype.itemsize)
     out = np.fromfile(file, dtype, rows * values)
     if out.size != rows * values:
-        raise UserError(f"{federation.path}: ends early: rows {first} to {first + rows} are not "
-                        "all there; delete the file and run again")
+        raise UserError(
+            f"{federation.path}: ends early: rows {first} to {first + rows} are not "
+            "all there; delete the file and run again"
+        )
     return out.reshape(rows, *shape)

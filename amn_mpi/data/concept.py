@@ -20,21 +20,25 @@ def check(data: Data, classes: int) -> None:
     if data.concept == "none":
         return
     if data.concept == "rotate" and groups not in (2, 4):
-        raise ConfigError(f"data.concept_groups = {groups}: data.concept = rotate makes quarter "
-                          "turns, so 2 or 4")
+        raise ConfigError(
+            f"data.concept_groups = {groups}: data.concept = rotate makes quarter turns, so 2 or 4"
+        )
     if data.concept == "permute" and groups > classes:
-        raise ConfigError(f"data.concept_groups = {groups}: data.concept = permute gives at most "
-                          f"as many groups as there are classes, {classes} in {data.name}")
+        raise ConfigError(
+            f"data.concept_groups = {groups}: data.concept = permute gives at most "
+            f"as many groups as there are classes, {classes} in {data.name}"
+        )
     if groups > data.clients:
-        raise ConfigError(f"data.concept_groups = {groups} is more than data.clients = "
-                          f"{data.clients}")
+        raise ConfigError(f"data.concept_groups = {groups} is more than data.clients = {data.clients}")
 
 
 def check_shape(data: Data, shape: tuple[int, ...]) -> None:
     """Raises ``ConfigError`` when samples of this shape cannot be turned; (c, s, s) can."""
     if data.concept == "rotate" and (len(shape) != 3 or shape[1] != shape[2]):
-        raise ConfigError(f"data.concept = rotate needs square images (channels, side, side), but "
-                          f"{data.name} has samples of shape {shape}; use permute or none")
+        raise ConfigError(
+            f"data.concept = rotate needs square images (channels, side, side), but "
+            f"{data.name} has samples of shape {shape}; use permute or none"
+        )
 
 
 def assign_groups(data: Data, seed: int) -> np.ndarray:

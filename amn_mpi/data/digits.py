@@ -33,6 +33,7 @@ def read(data: Data, files: dict[str, Path]) -> Raw:
         with h5py.File(path, "r") as file:
             x, y = file["x"][...], file["y"][...]
     except (OSError, KeyError) as error:
-        raise UserError(f"{path}: the embedded digits cannot be read ({error}); "
-                        "install amn_mpi again") from None
+        raise UserError(
+            f"{path}: the embedded digits cannot be read ({error}); install amn_mpi again"
+        ) from None
     return Raw(x[:, None], y.astype(np.int64), [str(c) for c in range(10)], 2 / 16, -1.0)

@@ -77,10 +77,21 @@ def plan(raw: Raw, data: Data, seed: int) -> Plan:
     counts = np.zeros_like(found.train_counts)
     np.put_along_axis(counts, table[found.concept_group], found.train_counts, axis=1)
     federation = Federation(
-        name=data.name, path="", x_offset=0, y_offset=0, x_dtype=raw.x.dtype.str, shape=shape,
-        class_names=list(raw.class_names), scale=raw.scale, shift=raw.shift, start=found.start,
-        train=found.train, test=found.test, train_counts=counts,
-        label_group=found.label_group, concept_group=found.concept_group,
+        name=data.name,
+        path="",
+        x_offset=0,
+        y_offset=0,
+        x_dtype=raw.x.dtype.str,
+        shape=shape,
+        class_names=list(raw.class_names),
+        scale=raw.scale,
+        shift=raw.shift,
+        start=found.start,
+        train=found.train,
+        test=found.test,
+        train_counts=counts,
+        label_group=found.label_group,
+        concept_group=found.concept_group,
     )
     turns = data.concept_groups if data.concept == "rotate" else 1
     y = table[group, raw.y[found.order]].astype(np.int32)

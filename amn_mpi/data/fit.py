@@ -54,8 +54,9 @@ def _fill_up(demand: np.ndarray, sizes: np.ndarray, available: np.ndarray) -> np
     return demand + short[:, None] * (spare / max(spare.sum(), 1e-300))
 
 
-def round_within(demand: np.ndarray, sizes: np.ndarray, available: np.ndarray,
-                 rng: np.random.Generator) -> np.ndarray:
+def round_within(
+    demand: np.ndarray, sizes: np.ndarray, available: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """(N, C) int64: every entry rounded up or down, rows sum to ``sizes``, columns <= available.
 
     Such a rounding always exists when ``demand`` itself keeps the limits (integral flows).
@@ -94,10 +95,10 @@ def _relieve(up: np.ndarray, may: np.ndarray, part: np.ndarray, room: np.ndarray
         movable = up.T.astype(np.float32) @ (may & ~up).astype(np.float32)
         path = _chain(movable > 0, int(full[0]), over < 0)
         if not path:
-            raise ArithmeticError(f"no rounding within the limits: class {full[0]} is over by "
-                                  f"{over[full[0]]}")
-        units = min(over[path[0]], -over[path[-1]],
-                    *(int(movable[a, b]) for a, b in zip(path, path[1:])))
+            raise ArithmeticError(
+                f"no rounding within the limits: class {full[0]} is over by {over[full[0]]}"
+            )
+        units = min(over[path[0]], -over[path[-1]], *(int(movable[a, b]) for a, b in zip(path, path[1:])))
         for a, b in zip(path, path[1:]):
             rows = np.flatnonzero(up[:, a] & may[:, b] & ~up[:, b])
             rows = rows[np.argsort(part[rows, a] - part[rows, b], kind="stable")][:units]

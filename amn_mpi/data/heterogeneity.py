@@ -62,7 +62,11 @@ def assign(labels: np.ndarray, data: Data, seed: int, classes: int = 0) -> Assig
     return Assignment(
         _order(labels, counts - tests, tests, seed),
         np.concatenate([[0], np.cumsum(train + test)]),
-        train, test, label_group, concept.assign_groups(data, seed), counts - tests,
+        train,
+        test,
+        label_group,
+        concept.assign_groups(data, seed),
+        counts - tests,
     )
 
 
@@ -74,14 +78,16 @@ def _iid(labels: np.ndarray, classes: int, sizes: np.ndarray, seed: int) -> np.n
     return counts.reshape(len(sizes), classes)
 
 
-def _dirichlet(available: np.ndarray, data: Data, sizes: np.ndarray,
-               seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _dirichlet(
+    available: np.ndarray, data: Data, sizes: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(N, C) counts and (N,) label groups; one mix for each client, or one for each group."""
     rng = generator(seed, "data labels")
     if data.labels == "groups":
         if data.label_groups > data.clients:
-            raise ConfigError(f"data.label_groups = {data.label_groups} is more than "
-                              f"data.clients = {data.clients}")
+            raise ConfigError(
+                f"data.label_groups = {data.label_groups} is more than data.clients = {data.clients}"
+            )
         group = hidden_groups(data.clients, data.label_groups, rng)
         log_mix = log_dirichlet(available, data.alpha, data.label_groups, rng)[group]
     else:
@@ -91,13 +97,15 @@ def _dirichlet(available: np.ndarray, data: Data, sizes: np.ndarray,
     return round_within(demand, sizes, available, rng), group
 
 
-def _classes(available: np.ndarray, data: Data, train: np.ndarray, test: np.ndarray,
-             seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _classes(
+    available: np.ndarray, data: Data, train: np.ndarray, test: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, C) counts with equal shares of a few classes, and the (N,) sizes that could be kept."""
     each, present = data.classes_per_client, int((available > 0).sum())
     if each > present:
-        raise ConfigError(f"data.classes_per_client = {each}, but {data.name} has samples of "
-                          f"{present} classes")
+        raise ConfigError(
+            f"data.classes_per_client = {each}, but {data.name} has samples of {present} classes"
+        )
     rng = generator(seed, "data labels")
     chosen = deal_classes(data.clients, each, available, rng)
     sizes = train + test
@@ -108,8 +116,10 @@ def _classes(available: np.ndarray, data: Data, train: np.ndarray, test: np.ndar
         train, test = _lower(chosen, wanted, available, data, train, test)
         sizes = train + test
     if train.min() < each:
-        raise ConfigError(f"data.classes_per_client = {each} is more than the {train.min()} "
-                          "training samples of a client; lower it, data.clients or data.sigma")
+        raise ConfigError(
+            f"data.classes_per_client = {each} is more than the {train.min()} "
+            "training samples of a client; lower it, data.clients or data.sigma"
+        )
     counts = round_within(chosen * (sizes / each)[:, None], sizes, available, rng)
     return counts, train, test
 
@@ -124,8 +134,14 @@ def _check_classes(wanted: np.ndarray, available: np.ndarray, data: Data) -> Non
         )
 
 
-def _lower(chosen: np.ndarray, wanted: np.ndarray, available: np.ndarray, data: Data,
-           train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lower(
+    chosen: np.ndarray,
+    wanted: np.ndarray,
+    available: np.ndarray,
+    data: Data,
+    train: np.ndarray,
+    test: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Training and test sizes at which no class is exhausted and shares stay equal.
 
     Each client shrinks by the factor of its scarcest class.

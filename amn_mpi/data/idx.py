@@ -34,8 +34,9 @@ def read_pool(paths: Sequence[Path], ndim: int) -> tuple[np.ndarray, list[int]]:
     shapes = [_shape(path, ndim) for path in paths]
     for path, shape in zip(paths, shapes):
         if shape[1:] != shapes[0][1:]:
-            raise UserError(f"{path}: images of {_times(shape[1:])} pixels, but {paths[0]} has "
-                            f"{_times(shapes[0][1:])}")
+            raise UserError(
+                f"{path}: images of {_times(shape[1:])} pixels, but {paths[0]} has {_times(shapes[0][1:])}"
+            )
     rows = [shape[0] for shape in shapes]
     pool = np.empty((sum(rows), *shapes[0][1:]), np.uint8)
     ends = np.cumsum(rows)
@@ -63,15 +64,19 @@ def _shape(path: Path, ndim: int) -> tuple[int, ...]:
     with _opened(path) as file:
         head = file.read(4)
         if len(head) < 4 or head[:2] != b"\0\0":
-            raise UserError(f"{path}: not an IDX file: it begins with bytes {head.hex(' ')}, "
-                            f"expected 00 00 08 {ndim:02x}")
+            raise UserError(
+                f"{path}: not an IDX file: it begins with bytes {head.hex(' ')}, expected 00 00 08 {ndim:02x}"
+            )
         if head[2:] != bytes([8, ndim]):
-            raise UserError(f"{path}: IDX type code {head[2]} with {head[3]} dimensions, expected "
-                            f"type code 8 (uint8) with {ndim}")
+            raise UserError(
+                f"{path}: IDX type code {head[2]} with {head[3]} dimensions, expected "
+                f"type code 8 (uint8) with {ndim}"
+            )
         sizes = file.read(4 * ndim)
         if len(sizes) < 4 * ndim:
-            raise UserError(f"{path}: ends within its header, expected {4 + 4 * ndim} bytes, "
-                            f"found {4 + len(sizes)}")
+            raise UserError(
+                f"{path}: ends within its header, expected {4 + 4 * ndim} bytes, found {4 + len(sizes)}"
+            )
         shape = struct.unpack(f">{ndim}I", sizes)
         _check_length(path, shape, packed=isinstance(file, gzip.GzipFile))
     return shape
@@ -83,11 +88,12 @@ def _check_length(path: Path, shape: tuple[int, ...], packed: bool) -> None:
     expected = 4 + 4 * len(shape) + math.prod(shape)
     found = path.stat().st_size
     if not packed and found != expected:
-        raise UserError(f"{path}: expected {expected} bytes for {_times(shape)} values, "
-                        f"found {found}")
+        raise UserError(f"{path}: expected {expected} bytes for {_times(shape)} values, found {found}")
     if packed and found * DEFLATE_LIMIT < expected:
-        raise UserError(f"{path}: expected {expected} bytes for {_times(shape)} values, found "
-                        f"{found} compressed bytes, which cannot hold them")
+        raise UserError(
+            f"{path}: expected {expected} bytes for {_times(shape)} values, found "
+            f"{found} compressed bytes, which cannot hold them"
+        )
 
 
 def _fill(path: Path, ndim: int, out: np.ndarray) -> None:

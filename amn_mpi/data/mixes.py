@@ -10,8 +10,7 @@ def hidden_groups(clients: int, groups: int, rng: np.random.Generator) -> np.nda
     return rng.permutation(np.arange(clients) % groups)
 
 
-def log_dirichlet(available: np.ndarray, alpha: float, rows: int,
-                  rng: np.random.Generator) -> np.ndarray:
+def log_dirichlet(available: np.ndarray, alpha: float, rows: int, rng: np.random.Generator) -> np.ndarray:
     """(rows, C) logarithms of label mixes from Dirichlet(alpha C q), q the pool's own mix.
 
     Hsu et al. 2019, arXiv:1909.06335: with equally frequent classes each concentration is
@@ -27,8 +26,7 @@ def log_dirichlet(available: np.ndarray, alpha: float, rows: int,
     return logs
 
 
-def deal_classes(clients: int, each: int, available: np.ndarray,
-                 rng: np.random.Generator) -> np.ndarray:
+def deal_classes(clients: int, each: int, available: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(N, C) bool: ``each`` different classes for every client, each class equally often (+-1).
 
     Shuffled copies of the class list dealt out one behind the other; a client that reaches into

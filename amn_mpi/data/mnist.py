@@ -21,8 +21,18 @@ if TYPE_CHECKING:
     from amn_mpi.config import Data
 
 DIGITS = list(string.digits)
-FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-           "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 # Bymerge and balanced merge the lower-case letters that look like their capitals.
 MERGED = [*string.digits, *string.ascii_uppercase, *"abdefghnqrt"]
 EMNIST = {
@@ -58,8 +68,7 @@ MNIST_FILES = Wanted(
 )
 FASHION_FILES = Wanted(
     _files(PARTS),
-    ("FashionMNIST/raw", "FashionMNIST", "fashion-mnist", "fashion_mnist",
-     "fashion-mnist/data/fashion"),
+    ("FashionMNIST/raw", "FashionMNIST", "fashion-mnist", "fashion_mnist", "fashion-mnist/data/fashion"),
     "get them with `apt-get install dataset-fashion-mnist` or from "
     "https://github.com/zalandoresearch/fashion-mnist",
     system=("/usr/share/datasets/fashion-mnist",),
@@ -73,8 +82,7 @@ def _emnist_files(split: str) -> Wanted:
     return Wanted(
         _files(tuple(parts)),
         ("EMNIST/raw", "EMNIST", "emnist", "gzip", "EMNIST/gzip", "emnist/gzip"),
-        "get gzip.zip from https://www.nist.gov/itl/products-and-services/emnist-dataset "
-        "and unpack it",
+        "get gzip.zip from https://www.nist.gov/itl/products-and-services/emnist-dataset and unpack it",
         optional=(_mapping_name(split),),
     )
 
@@ -112,8 +120,7 @@ def _labels(y: np.ndarray, first: int, names: list[str], paths: list[Path]) -> n
     low, high = int(y.min()), int(y.max())
     last = first + len(names) - 1
     if low < first or high > last:
-        raise UserError(f"{paths[1]}, {paths[3]}: labels from {low} to {high}, expected {first} "
-                        f"to {last}")
+        raise UserError(f"{paths[1]}, {paths[3]}: labels from {low} to {high}, expected {first} to {last}")
     return y.astype(np.int64) - first
 
 
@@ -121,8 +128,10 @@ def _check_not_the_other(name: str, y: np.ndarray, path: Path) -> None:
     """Refuse Fashion-MNIST read as MNIST and the reverse: nothing else would tell."""
     for other, labels in FIRST_LABELS.items():
         if other != name and y[: len(labels)].tolist() == labels:
-            raise UserError(f"{path}: data.name = {name}, but these are the labels of {other}; "
-                            f"set data.name = {other} or data.root to the folder of {name}")
+            raise UserError(
+                f"{path}: data.name = {name}, but these are the labels of {other}; "
+                f"set data.name = {other} or data.root to the folder of {name}"
+            )
 
 
 def _emnist_names(split: str, files: dict[str, Path]) -> list[str]:

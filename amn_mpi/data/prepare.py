@@ -18,9 +18,21 @@ if TYPE_CHECKING:
 
 # Everything that decides who gets what; data.root and data.cache only say where things lie.
 KEYS = (
-    "name", "split", "clients", "train_per_client", "test_per_client", "test_fraction",
-    "min_samples", "labels", "alpha", "classes_per_client", "label_groups", "sizes", "sigma",
-    "concept", "concept_groups",
+    "name",
+    "split",
+    "clients",
+    "train_per_client",
+    "test_per_client",
+    "test_fraction",
+    "min_samples",
+    "labels",
+    "alpha",
+    "classes_per_client",
+    "label_groups",
+    "sizes",
+    "sigma",
+    "concept",
+    "concept_groups",
 )
 
 
@@ -45,8 +57,9 @@ def prepare(data: Data, seed: int) -> Federation:
     cache.write(path, plan(raw, data, seed), raw.x)
     found = cache.read(path)
     if found is None:
-        raise UserError(f"{path}: was written, but does not read back; set data.cache or "
-                        "$AMN_CACHE to another folder")
+        raise UserError(
+            f"{path}: was written, but does not read back; set data.cache or $AMN_CACHE to another folder"
+        )
     return found
 
 

@@ -53,6 +53,8 @@ def reader(data: Data) -> Reader:
     if data.name.endswith(arrays.SUFFIXES):
         return Reader(arrays.locate, arrays.read)
     if data.name not in READERS:
-        raise ConfigError(f"data.name = {data.name}: valid are {', '.join(NAMES)}, or a file "
-                          f"that ends in {', '.join(arrays.SUFFIXES)}")
+        raise ConfigError(
+            f"data.name = {data.name}: valid are {', '.join(NAMES)}, or a file "
+            f"that ends in {', '.join(arrays.SUFFIXES)}"
+        )
     return READERS[data.name]

@@ -50,8 +50,10 @@ def _check(pool: int, data: Data, train: int, test: int) -> None:
     if n > pool:
         raise ConfigError(f"data.clients = {n}, but {data.name} has only {pool} samples")
     if data.train_per_client and train < least:
-        raise ConfigError(f"data.train_per_client = {train} is less than data.min_samples = "
-                          f"{least}; raise the one or lower the other")
+        raise ConfigError(
+            f"data.train_per_client = {train} is less than data.min_samples = "
+            f"{least}; raise the one or lower the other"
+        )
     if train < least:
         raise ConfigError(
             f"data.clients = {n}: {pool} samples in {data.name} give each client {pool // n}, but "

@@ -95,9 +95,7 @@ class AMN(Method):
         mixing = self._mixing(server, round, cohort)[0].detach()
         meta.mix(mixing, server["models"], self.setting.layout, out)
 
-    def aggregate(
-        self, server: State, round: int, cohort: np.ndarray, arrived: Arrived
-    ) -> dict[str, Any]:
+    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         import torch
 
         if round > self.options.common_rounds and self.options.meta_lr:
@@ -123,10 +121,12 @@ class AMN(Method):
 
         Beside them four times all sketches, and some 14 layers x N x N on the way to the weights.
         """
+        from amn_mpi.meta import BLOCK
+
         clients, layout = self.setting.clients, self.setting.layout
         layers, largest = len(layout.groups), max(group.size for group in layout.groups)
         small = layers * clients * (4 * self.options.sketch + 14 * clients)
-        return clients + 4 + (cohort * largest + small) / layout.size
+        return clients + 4 + (cohort * min(largest, BLOCK) + small) / layout.size
 
     def _meta(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """(network, its parameters as one vector, their gradient)."""
@@ -145,9 +145,7 @@ class AMN(Method):
         seed = rng.torch_seed(self.setting.seed, "sketch")
         return meta.Sketch(self.setting.layout.groups, self.options.sketch, seed)
 
-    def _mixing(
-        self, server: State, round: int, cohort: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mixing(self, server: State, round: int, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(mixing weights, attention) for the cohort, each (L, n, N), differentiable."""
         import torch
 
@@ -167,9 +165,7 @@ class AMN(Method):
         common = meta.leave_one_out(samples, seen, queries)
         return network(similarity, allowed, common), network.attention(similarity, allowed)
 
-    def _meta_step(
-        self, server: State, round: int, cohort: np.ndarray, gradients: torch.Tensor
-    ) -> None:
+    def _meta_step(self, server: State, round: int, cohort: np.ndarray, gradients: torch.Tensor) -> None:
         """The chain rule on the models from which the hybrids were formed, then Adam."""
         import torch
 
@@ -182,13 +178,9 @@ class AMN(Method):
         gradient.zero_()
         meta.surrogate(mixing, inner, weights.float()).backward()
         server["steps"] += 1
-        meta.adam(
-            server["meta"], gradient, server["moments"], int(server["steps"]), self.options.meta_lr
-        )
+        meta.adam(server["meta"], gradient, server["moments"], int(server["steps"]), self.options.meta_lr)
 
-    def _choose_rho(
-        self, server: State, cohort: np.ndarray, figures: Mapping[str, np.ndarray]
-    ) -> None:
+    def _choose_rho(self, server: State, cohort: np.ndarray, figures: Mapping[str, np.ndarray]) -> None:
         """The blend with the lowest held-out loss, pooled over clients and smoothed over rounds."""
         import torch
 

@@ -58,8 +58,8 @@ class Wire:
         """
         c = 4 + (self.down == "broadcast")
         if self.up == "mean":
-            # The slot; in 64 bits the sum, two scratch vectors, and what MPI adds a neighbour's to.
-            c += 9 * self.vectors
+            # The slot; in 64 bits the sum, and what MPI adds a neighbour's to.
+            c += 5 * self.vectors
         s = (self.down == "rows") + self.vectors * (self.up == "rows") + len(self.state)
         return c, s + self.fresh
 
@@ -165,9 +165,7 @@ class Method:
         """Fill what goes down: ``out`` is (1, P) for a broadcast, else (len(cohort), P)."""
         out[0] = server["model"]
 
-    def aggregate(
-        self, server: State, round: int, cohort: np.ndarray, arrived: Arrived
-    ) -> dict[str, Any]:
+    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         """Change the server state by what arrived; returns figures for the metrics."""
         return {}
 

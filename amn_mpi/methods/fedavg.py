@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from amn_mpi.local import Engine
 
 
-
 @dataclass(frozen=True)
 class Options:
     """FedAvg has no options beyond local training and the cohort."""
@@ -40,9 +39,7 @@ class FedAvg(Method):
         client.up[0] = engine.train(received, client.x, client.y, client.generator("shuffle"))
         return Update()
 
-    def aggregate(
-        self, server: State, round: int, cohort: np.ndarray, arrived: Arrived
-    ) -> dict[str, Any]:
+    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         server["model"].copy_(arrived.mean[0])
         return {}
 

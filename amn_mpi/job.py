@@ -1,0 +1,105 @@
+"""The runs of one start of the ranks: the configured one, its baselines, and what they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import deque
+from typing import Any
+
+from amn_mpi import methods, result, session
+from amn_mpi.clock import Clock
+from amn_mpi.comm import Communicator
+from amn_mpi.config import Config
+from amn_mpi.data import Federation
+from amn_mpi.errors import UserError
+from amn_mpi.runfolder import RunFolder
+from amn_mpi.session import Session
+
+
+def run_all(
+    config: Config, comm: Communicator, fed: Federation, folder: RunFolder | None, started: float
+) -> None:
+    """The configured run, its baselines on the same clients, and the result of it all."""
+    clock = Clock(comm, started)
+    with clock("prepare"):
+        ready = _ready(config, comm, fed)
+    if folder is not None:
+        folder.start(config)
+    before = (time.process_time(), comm.wait_cpu)
+    run, recorder = session.train(ready, config, clock, folder)
+    cost = comm.collect(_cost(ready, clock, *before))
+    rows, digest = session.final_models(run), ""
+    if folder is not None:
+        digest = folder.write_models(ready.layout, fed.clients, rows, _about(config, fed))
+    else:
+        deque(rows, maxlen=0)  # the other ranks only send
+    found = {} if recorder is None else result.describe(ready, recorder, cost, digest)
+    del run, rows, recorder  # the baselines take their place
+    found["baselines"] = _baselines(ready, config)
+    if folder is not None:
+        folder.finish(found)
+        result.show(found, str(folder.path))
+
+
+def _cost(ready: Session, clock: Clock, cpu: float, wait_cpu: float) -> dict[str, Any]:
+    """What training cost this rank."""
+    comm = ready.comm
+    return {
+        "seconds": clock.snapshot(),
+        "training_cpu": time.process_time() - cpu,
+        "wait_cpu": comm.wait_cpu - wait_cpu,
+        "sent": dict(comm.sent),
+        "memory_mb": _peak_memory(),
+        "engine": f"{ready.engine.device.type}-{ready.engine.name}",
+    }
+
+
+def _ready(config: Config, comm: Communicator, fed: Federation) -> Session:
+    """The session; trouble on any rank (a cache it cannot see) is told once."""
+    try:
+        ready, trouble = Session(config, comm, fed), None
+    except UserError as error:
+        ready, trouble = None, error
+    session.check_everywhere(comm, trouble)
+    if ready is None:
+        raise UserError("not reached: rank 0 ends the run")
+    return ready
+
+
+def _baselines(ready: Session, config: Config) -> dict[str, Any]:
+    """Other methods on the same clients with the same local training; scores by name."""
+    found: dict[str, Any] = {}
+    for name in methods.listed(config.baselines):
+        other = dataclasses.replace(config, method=methods.options(name)())
+        clock = Clock(ready.comm, time.monotonic())
+        recorder = session.train(ready, other, clock, None)[1]
+        if recorder is not None:
+            found[name] = recorder.scores()
+            found[name]["round_seconds"] = result.round_seconds(recorder.seconds)
+    return found
+
+
+def _about(config: Config, fed: Federation) -> dict[str, Any]:
+    """Attributes of models.h5: all that is needed to rebuild and use a model."""
+    return {
+        "class_names": json.dumps(list(fed.class_names)),
+        "shape": list(fed.shape),
+        "scale": fed.scale,
+        "shift": fed.shift,
+        "classes": fed.classes,
+        "config": json.dumps(config.as_dict()),
+    }
+
+
+def _peak_memory() -> float:
+    """Most resident memory so far in MB, libraries included.
+
+    Not getrusage: its maximum counts the process that this one was started from as well.
+    """
+    import re
+    from pathlib import Path
+
+    status = Path("/proc/self/status").read_text()
+    return round(int(re.findall(r"VmHWM:\s*(\d+)", status)[0]) / 1024, 1)

@@ -1,0 +1,76 @@
+"""Rank 0's account of a run while it goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from amn_mpi import metrics
+from amn_mpi.data import Federation
+from amn_mpi.progress import Progress
+from amn_mpi.rounds import Outcome, Run
+from amn_mpi.runfolder import RunFolder
+
+
+class Recorder:
+    """One line of metrics a round, and what the result is made of."""
+
+    def __init__(self, fed: Federation, run: Run, folder: RunFolder | None, progress: Progress) -> None:
+        self.fed, self.run, self.folder, self.progress = fed, run, folder, progress
+        self.tested = fed.test
+        self.rounds: list[dict[str, Any]] = []
+        self.seconds: list[float] = []
+        self.correct = np.zeros((fed.clients, len(run.method.models)), np.int64)
+
+    def __call__(self, outcome: Outcome) -> None:
+        """Record one finished round."""
+        self.seconds.append(outcome.seconds)
+        row: dict[str, Any] = {"round": outcome.round, "clients": len(outcome.cohort)}
+        if outcome.correct is not None:
+            self.correct = outcome.correct
+            row.update(self._scores(outcome.correct))
+        row.update(outcome.figures)
+        row.update(self._groups())
+        self.rounds.append(row)
+        if self.folder is not None:
+            self.folder.add({**row, "seconds": round(outcome.seconds, 4)})
+        label, score = self.run.config.method.name, row.get("mean_accuracy")
+        self.progress.show(label, outcome.round, score, outcome.seconds)
+
+    def scores(self) -> dict[str, Any]:
+        """Figures over clients and rounds: of the configured model, and of each under ``models``."""
+        names = self.run.method.models
+        each = {name: self._model_scores(k, name) for k, name in enumerate(names)}
+        return {**each[self.run.method.headline], "models": each}
+
+    def _model_scores(self, k: int, name: str) -> dict[str, Any]:
+        """The last round's summary, the mean of the last five rounds, and the best round."""
+        scored = [row for row in self.rounds if "models" in row]
+        means = [row["models"][name]["mean_accuracy"] for row in scored]
+        best = int(np.argmax(means))
+        return {
+            **metrics.summary(self.correct[:, k], self.tested),
+            "mean_last5": round(float(np.mean(means[-5:])), 6),
+            "best_round": scored[best]["round"],
+            "best_accuracy": means[best],
+        }
+
+    def _scores(self, correct: np.ndarray) -> dict[str, Any]:
+        names = self.run.method.models
+        each = {n: metrics.summary(correct[:, k], self.tested) for k, n in enumerate(names)}
+        short = {n: {"mean_accuracy": s["mean_accuracy"], "worst10": s["worst10"]} for n, s in each.items()}
+        headline = each[self.run.method.headline]
+        return {**{k: headline[k] for k in ("mean_accuracy", "worst10", "std")}, "models": short}
+
+    def _groups(self) -> dict[str, Any]:
+        """Share of the attention inside the hidden groups; the method never sees them."""
+        fed, attention = self.fed, self.run.method.attention(self.run.server)
+        if attention is None:
+            return {}
+        groups = {"concept": np.asarray(fed.concept_group), "label": np.asarray(fed.label_group)}
+        return {
+            f"inside_{name}_groups": metrics.inside_groups(attention, group)
+            for name, group in groups.items()
+            if len(np.unique(group)) > 1
+        }
