@@ -27,7 +27,8 @@ LAUNCHERS = (  # (how many ranks the launcher says it started, which of them thi
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 SHORTEST, LONGEST, SHARE = 50e-6, 20e-3, 0.05
-CALL, HERE = 1, 2
+CALL, HERE, SPREAD, SUM = 1, 2, 3, 4
+SMALL = 4096  # bytes of a small object that travel in one message with its length
 
 
 class Communicator:
@@ -37,7 +38,7 @@ class Communicator:
     collective calls every rank takes part in the same order, idle ones too.
 
     Attributes:
-        sent: bytes this rank sent, by collective.
+        sent: bytes by collective that this rank sent, on rank 0 to all the others together.
         wait_seconds, wait_cpu: wall and CPU seconds spent inside waits.
     """
 
@@ -65,6 +66,8 @@ class Communicator:
         node.Free()
         self._calls = self._world.Dup()
         self.cores = len(os.sched_getaffinity(0))
+        # Of the whole job: all ranks have to wait, and so to send, in the same way.
+        self._crowded = self._world.allreduce(self.ranks_on_host > self.cores, MPI.LOR)
         self.configure("auto", 1800.0)
         self.sent: dict[str, int] = defaultdict(int)
         self.wait_seconds = self.wait_cpu = 0.0
@@ -73,7 +76,7 @@ class Communicator:
 
     def configure(self, wait: str, timeout: float) -> None:
         """Set how to wait (``auto``, ``sleep``, ``spin``) and when a silent rank counts as hung."""
-        self.spins = wait == "spin" or (wait == "auto" and self.ranks_on_host <= self.cores)
+        self.spins = wait == "spin" or (wait == "auto" and not self._crowded)
         self._timeout = timeout
 
     def keep(self, size: int) -> bool:
@@ -109,8 +112,7 @@ class Communicator:
         """Rank 0's array replaces everybody's, in place."""
         if self.size == 1:
             return
-        self._count("broadcast", array.nbytes if self.is_server else 0)
-        self._wait(self._world.Ibcast(self._whole(array), root=0), "broadcast")
+        self._spread(array, "broadcast")
 
     def scatter_rows(self, rows: np.ndarray | None, counts: Sequence[int], out: np.ndarray) -> np.ndarray:
         """Send consecutive rows of rank 0's (sum(counts), ...) array to the owners.
@@ -161,9 +163,18 @@ class Communicator:
             return numbers
         if not self.is_server:
             self._count("reduce", numbers.nbytes)
-        total = np.empty_like(numbers) if self.is_server else None
-        self._wait(self._world.Ireduce(numbers, total, op=self._mpi.SUM, root=0), "reduce")
-        return numbers if total is None else total
+        if self.spins:
+            total = np.empty_like(numbers) if self.is_server else None
+            self._wait(self._world.Ireduce(numbers, total, op=self._mpi.SUM, root=0), "reduce")
+            return numbers if total is None else total
+        if not self.is_server:
+            self._wait(self._world.Isend(numbers, dest=0, tag=SUM), "reduce")
+            return numbers
+        total, other = numbers.copy(), np.empty_like(numbers)
+        for rank in range(1, self.size):
+            self._wait(self._world.Irecv(other, source=rank, tag=SUM), "reduce")
+            total += other
+        return total
 
     # ---- small objects
 
@@ -172,12 +183,16 @@ class Communicator:
         if self.size == 1:
             return thing
         packed = pickle.dumps(thing) if self.is_server else b""
-        length = np.array([len(packed)], np.int64)
-        self._wait(self._world.Ibcast(length, root=0), "share")
-        box = np.frombuffer(bytearray(packed or int(length[0])), np.uint8)
-        self._count("share", box.nbytes if self.is_server else 0)
-        self._wait(self._world.Ibcast(box, root=0), "share")
-        return thing if self.is_server else pickle.loads(box)
+        box = np.zeros(SMALL, np.uint8)
+        if self.is_server:
+            box[:8] = np.frombuffer(np.int64(len(packed)).tobytes(), np.uint8)
+            box[8 : 8 + len(packed)] = np.frombuffer(packed[: SMALL - 8], np.uint8)
+        self._spread(box, "share")
+        length = int(box[:8].view(np.int64)[0])
+        if length > SMALL - 8:
+            box = np.concatenate([box[:8], np.frombuffer(packed or bytes(length), np.uint8)])
+            self._spread(box, "share")
+        return thing if self.is_server else pickle.loads(box[8 : 8 + length])
 
     def collect(self, thing: Any) -> list[Any]:
         """Every rank's object on rank 0, by rank; an empty list elsewhere. Pickled, small."""
@@ -241,9 +256,21 @@ class Communicator:
 
     # ---- inside
 
-    def _whole(self, array: np.ndarray) -> list[Any]:
-        """A buffer specification in rows, so that element counts never exceed 2^31."""
-        return [array, self._mpi._typedict[array.dtype.char]]
+    def _spread(self, array: np.ndarray, what: str) -> None:
+        """Rank 0's array to all.
+
+        Along a tree where ranks spin. Where they sleep, straight from rank 0: in a tree every
+        level would first have to wake up.
+        """
+        self._count(what, array.nbytes * (self.size - 1) if self.is_server else 0)
+        if self.spins:
+            self._wait(self._world.Ibcast(array, root=0), what)
+        elif self.is_server:
+            sends = [self._world.Isend(array, dest=r, tag=SPREAD) for r in range(1, self.size)]
+            for request in sends:
+                self._wait(request, what)
+        else:
+            self._wait(self._world.Irecv(array, source=0, tag=SPREAD), what)
 
     def _row(self, rows: np.ndarray) -> Any:
         """One row as a datatype: counts are then numbers of rows, far from 2^31."""
