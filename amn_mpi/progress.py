@@ -71,18 +71,24 @@ def terminal_width() -> int:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; plain characters where no terminal reads it."""
+    """Print a table; plain characters where no terminal reads it.
+
+    On a narrow terminal only the widest column is cut.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     width = terminal_width()
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    cells = [list(map(str, row)) for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        grid.add_row(*map(str, row))
-    Console(width=width or 100, force_terminal=bool(width)).print(grid)
+        keep = None if number == widths.index(max(widths)) else widths[number]
+        grid.add_column(column, justify="right" if number else "left", no_wrap=True, min_width=keep)
+    for row in cells[1:]:
+        grid.add_row(*row)
+    Console(width=width or 160, force_terminal=bool(width)).print(grid)
     sys.stdout.flush()
 
 
