@@ -55,7 +55,8 @@ class Communicator:
             if not MPI.Is_initialized():
                 MPI.Init_thread(MPI.THREAD_FUNNELED)
         self._mpi = MPI
-        self._world = self._everybody = MPI.COMM_WORLD
+        self._everybody = MPI.COMM_WORLD
+        self._world: MPI.Comm = self._everybody
         self.rank: int = self._world.rank
         self.size: int = self._world.size
         self.host = socket.gethostname()
@@ -114,7 +115,9 @@ class Communicator:
             return
         self._spread(array, "broadcast")
 
-    def scatter_rows(self, rows: np.ndarray | None, counts: Sequence[int], out: np.ndarray) -> np.ndarray:
+    def scatter_rows(
+        self, rows: np.ndarray | None, counts: Sequence[int] | np.ndarray, out: np.ndarray
+    ) -> np.ndarray:
         """Send consecutive rows of rank 0's (sum(counts), ...) array to the owners.
 
         Args:
@@ -135,7 +138,9 @@ class Communicator:
         row.Free()
         return out
 
-    def gather_rows(self, own: np.ndarray, counts: Sequence[int], out: np.ndarray | None) -> np.ndarray:
+    def gather_rows(
+        self, own: np.ndarray, counts: Sequence[int] | np.ndarray, out: np.ndarray | None
+    ) -> np.ndarray:
         """The owners' rows one below the other on rank 0, in the order of the owners.
 
         Returns:
@@ -192,7 +197,7 @@ class Communicator:
         if length > SMALL - 8:
             box = np.concatenate([box[:8], np.frombuffer(packed or bytes(length), np.uint8)])
             self._spread(box, "share")
-        return thing if self.is_server else pickle.loads(box[8 : 8 + length])
+        return thing if self.is_server else pickle.loads(box[8 : 8 + length].tobytes())
 
     def collect(self, thing: Any) -> list[Any]:
         """Every rank's object on rank 0, by rank; an empty list elsewhere. Pickled, small."""
@@ -210,7 +215,7 @@ class Communicator:
         if not self.is_server:
             return []
         pieces = np.split(box, np.cumsum(lengths)[:-1])
-        return [pickle.loads(piece) for piece in pieces]
+        return [pickle.loads(piece.tobytes()) for piece in pieces]
 
     # ---- liveness and the end
 
@@ -277,7 +282,7 @@ class Communicator:
         length = int(np.prod(rows.shape[1:], dtype=np.int64))
         return self._mpi._typedict[rows.dtype.char].Create_contiguous(length).Commit()
 
-    def _placed(self, counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    def _placed(self, counts: Sequence[int] | np.ndarray) -> tuple[list[int], list[int]]:
         """(counts, displacements) by rank; rank 0 has no rows of its own here."""
         by_rank = [0, *map(int, counts)]
         return by_rank, [0, *np.cumsum(by_rank)[:-1].tolist()]

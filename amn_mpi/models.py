@@ -6,6 +6,7 @@ these are what travels.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -143,8 +144,7 @@ MODELS: dict[str, Callable[[Shape, int, int], torch.nn.Module]] = {
 }
 
 
-def _layers(*pairs: tuple[str, torch.nn.Module]) -> dict:
-    from collections import OrderedDict
+def _layers(*pairs: tuple[str, torch.nn.Module]) -> OrderedDict[str, torch.nn.Module]:
 
     return OrderedDict(pairs)
 

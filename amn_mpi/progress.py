@@ -97,7 +97,7 @@ def _live(width: int) -> Any:
 
     console = Console(width=width, force_terminal=True)
     # A rank that dies takes rank 0 with it at once: nobody would show a hidden cursor again.
-    console.show_cursor = lambda show=True: False
+    setattr(console, "show_cursor", lambda show=True: False)  # noqa: B010
     status = console.status("starting", refresh_per_second=2)
     status.start()
     return status

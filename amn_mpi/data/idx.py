@@ -100,7 +100,7 @@ def _fill(path: Path, ndim: int, out: np.ndarray) -> None:
     """Read a file's values into ``out``, which must fit them exactly."""
     with _opened(path) as file:
         file.read(4 + 4 * ndim)
-        target = memoryview(out).cast("B")
+        target = out.data.cast("B")
         got = 0
         while got < out.nbytes:
             count = file.readinto(target[got:])
