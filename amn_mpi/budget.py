@@ -1,13 +1,13 @@
 """What a run will need: memory and traffic of every rank, from the declarations of its method.
 
 Nothing is allocated to find out. Memory is counted on the host; what the library of matrix
-products keeps for itself, and a batch's activations, are part of ``BASE``.
+products keeps for itself is part of ``BASE``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MB = 2**20
 # Python, torch and MPI in one rank before any work; the libraries' part is shared on a host.
 BASE, SHARED = 250 * MB, 100 * MB
+COVERED = 32 * MB  # of a batch's activations
 FLOAT, FIXED = 4, 8  # bytes of a parameter, and of one in the 64-bit sum of a mean
 MOST_CLIENTS, MOST_RANKS = 40, 12
 
@@ -38,6 +39,8 @@ class Need:
 
     Attributes:
         data: its clients' samples. vectors: everything that has the model's size.
+        work: what the largest batch takes on its way through the network, as far as BASE does not
+            cover it.
         down, up: bytes of one round (the mean over rounds, for a cohort below 1). A worker
             receives ``down`` and sends ``up``; for rank 0 they are what all workers receive and
             send together.
@@ -51,10 +54,11 @@ class Need:
     up: int = 0
     down_run: int = 0
     up_run: int = 0
+    work: int = 0
 
     @property
     def memory(self) -> int:
-        return BASE + self.data + self.vectors
+        return BASE + self.data + self.vectors + self.work
 
 
 def layout_of(config: Config, fed: Federation) -> ParameterLayout:
@@ -74,6 +78,37 @@ def layout_of(config: Config, fed: Federation) -> ParameterLayout:
     except (RuntimeError, OverflowError):
         hidden = config.model.hidden
         raise ConfigError(f"model.hidden = {hidden}: valid is a number whose model can be stored") from None
+
+
+def activations(config: Config, fed: Federation) -> int:
+    """Bytes of the largest batch inside the network, an estimate.
+
+    In training every layer's output and its gradient are kept; in evaluation about six tensors of
+    the largest kind live at a time (measured with the ResNet on CIFAR-10), and the samples.
+    """
+    import torch
+
+    from amn_mpi import models
+
+    sizes: list[int] = []
+    with torch.device("meta"):
+        module = models.build(config.model, fed.shape, fed.classes, config.seed)
+        for layer in module.modules():
+            if not list(layer.children()):
+                layer.register_forward_hook(lambda layer, given, out: sizes.append(out.numel()))
+        sample = torch.empty(1, *fed.shape)
+        module(sample)
+    most = int(max(fed.train.max(), fed.test.max()))
+    training = 2 * sum(sizes) * min(config.local.batch_size, most)
+    evaluation = (6 * max(sizes) + sample.numel()) * min(config.evaluate.batch_size, most)
+    return FLOAT * max(training, evaluation)
+
+
+def planned(config: Config, fed: Federation, ranks: int, layout: ParameterLayout) -> list[Need]:
+    """``needs`` with the network's activations where clients train."""
+    work = max(0, activations(config, fed) - COVERED)
+    found = needs(config, fed, ranks, layout)
+    return [replace(need, work=work if need.clients else 0) for need in found]
 
 
 def needs(config: Config, fed: Federation, ranks: int, layout: ParameterLayout) -> list[Need]:
@@ -108,7 +143,7 @@ def available() -> int:
 
 def warnings(config: Config, fed: Federation, comm: Communicator) -> list[str]:
     """A line where this host's ranks (the first ones) need more memory than it has left."""
-    found = needs(config, fed, comm.size, layout_of(config, fed))[: comm.ranks_on_host]
+    found = planned(config, fed, comm.size, layout_of(config, fed))[: comm.ranks_on_host]
     needed, left = memory_on_host(found), available()
     if needed <= left:
         return []
@@ -126,7 +161,7 @@ def warnings(config: Config, fed: Federation, comm: Communicator) -> list[str]:
 def show(config: Config, fed: Federation, comm: Communicator) -> None:
     """Print who gets which data, and what every rank will need."""
     layout = layout_of(config, fed)
-    found = needs(config, fed, comm.size, layout)
+    found = planned(config, fed, comm.size, layout)
     placement = place(training_steps(config.local, fed.train), comm.owners)
     table(f"{fed.name}: {fed.clients} clients", *client_table(fed, placement, comm.size))
     if fed.clients > MOST_CLIENTS:
@@ -166,13 +201,14 @@ def client_table(fed: Federation, placement: Placement, ranks: int) -> tuple[lis
 
 def rank_table(found: Sequence[Need]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of what ranks need; ranks that need the same share a row."""
-    columns = ["rank", "clients", "data", "models", "memory", "down a round", "up a round"]
+    columns = ["rank", "clients", "data", "models", "batch", "memory", "down a round", "up a round"]
     columns += ["down in all", "up in all"]
     rows = []
     for ranks in _alike(found)[:MOST_RANKS]:
         need = found[ranks[0]]
-        sizes = (need.data, need.vectors, need.memory, need.down, need.up, need.down_run, need.up_run)
-        rows.append([_spans(ranks), str(need.clients), *map(_size, sizes)])
+        memory = (need.data, need.vectors, need.work, need.memory)
+        traffic = (need.down, need.up, need.down_run, need.up_run)
+        rows.append([_spans(ranks), str(need.clients), *map(_size, memory + traffic)])
     return columns, rows
 
 
@@ -234,6 +270,8 @@ def _evaluations(config: Config) -> int:
 
 def _remedy(config: Config, need: Need, ranks: int) -> str:
     """The keys that make the largest part of the largest rank smaller."""
+    if need.work > max(BASE, need.data, need.vectors):
+        return f"evaluate.batch_size ({config.evaluate.batch_size})"
     if max(need.data, need.vectors) < BASE:
         return f"the number of ranks ({ranks})"
     if need.data > need.vectors:

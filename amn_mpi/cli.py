@@ -18,7 +18,7 @@ import yaml
 
 from amn_mpi import __version__, methods
 from amn_mpi.config import SECTIONS, Config, Key, all_keys, build
-from amn_mpi.errors import ConfigError
+from amn_mpi.errors import ConfigError, UserError
 
 SWITCHES = {
     "config": "a YAML file, or the name of one that comes with the package; may be given several times",
@@ -157,7 +157,8 @@ def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> 
             if name.startswith("method.") and current != method and name in theirs:
                 continue
             _check_key(name, known, layer[""])
-            merged[name] = value
+            if value is not None:  # an empty value in YAML: as if the key were not there
+                merged[name] = value
     return {**merged, "method.name": method}
 
 
@@ -190,6 +191,8 @@ def _parse_types(merged: dict[str, Any], words: list[str], known: dict[str, Key]
     parser = _parser(known)
     try:
         return parser.parse_args(given).as_dict()
+    except UserError:
+        raise  # a signal that came meanwhile
     except Exception as refusal:
         for word in given:
             _check_type(parser, word, known)
@@ -200,6 +203,8 @@ def _check_type(parser: jsonargparse.ArgumentParser, word: str, known: dict[str,
     name, _, value = word[2:].partition("=")
     try:
         parser.parse_args([word])
+    except UserError:
+        raise
     except Exception:
         raise ConfigError(f"{name} = {value}: valid is {known[name].valid()}") from None
 
@@ -209,7 +214,9 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return json.dumps(value)
+    if value is False:
+        return "off"  # how YAML reads that word, and the only key that knows it takes no booleans
+    return json.dumps(value, default=str)
 
 
 def _help(known: dict[str, Key]) -> str:

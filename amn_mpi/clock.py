@@ -20,6 +20,11 @@ class Clock:
         self.seconds: dict[str, float] = defaultdict(float)
         self._since, self._waited = started, 0.0
 
+    def begin(self, phase: str) -> None:
+        """From now on what no inner phase claims counts as ``phase``."""
+        self._close()
+        self._stack[0] = phase
+
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         self._close()

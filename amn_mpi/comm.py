@@ -21,13 +21,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-LAUNCHERS = (  # (how many ranks the launcher says it started, which of them this is)
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("PMI_SIZE", "PMI_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-)
+from amn_mpi.launcher import check_family, check_launcher
+from amn_mpi.liveness import Liveness
+
 SHORTEST, LONGEST, SHARE = 50e-6, 20e-3, 0.05
-CALL, HERE, SPREAD, SUM = 1, 2, 3, 4
+SPREAD, SUM = 1, 2
 SMALL = 4096  # bytes of a small object that travel in one message with its length
 
 
@@ -51,7 +49,7 @@ class Communicator:
             from mpi4py import MPI
 
             self.library = " ".join(MPI.Get_library_version().split("\n")[0].strip("\x00").split())
-            _check_family(self.library)
+            check_family(self.library)
             if not MPI.Is_initialized():
                 MPI.Init_thread(MPI.THREAD_FUNNELED)
         self._mpi = MPI
@@ -60,19 +58,19 @@ class Communicator:
         self.rank: int = self._world.rank
         self.size: int = self._world.size
         self.host = socket.gethostname()
-        _check_launcher(self.size, self.library)
+        check_launcher(self.size, self.library)
         node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
         self.ranks_on_host: int = node.size
         self.rank_on_host: int = node.rank
+        self.server_on_host: bool = node.allreduce(self.rank == 0, MPI.LOR)
         node.Free()
-        self._calls = self._world.Dup()
+        self._alive = Liveness(MPI, self._everybody)
         self.cores = len(os.sched_getaffinity(0))
         # Of the whole job: all ranks have to wait, and so to send, in the same way.
         self._crowded = self._world.allreduce(self.ranks_on_host > self.cores, MPI.LOR)
         self.configure("auto", 1800.0)
         self.sent: dict[str, int] = defaultdict(int)
         self.wait_seconds = self.wait_cpu = 0.0
-        self._moves = 0
         self._last_tick = 0.0
 
     def configure(self, wait: str, timeout: float) -> None:
@@ -221,22 +219,22 @@ class Communicator:
 
     def tick(self) -> None:
         """Say "still at work"; called between steps of anything long, costs nothing mostly."""
-        self._moves += 1
         now = time.monotonic()
         if now - self._last_tick > 0.5:
             self._last_tick = now
-            self._answer()
+            self._alive.answer()
 
     def fail(self, message: str, status: int = 1, everywhere: bool = False) -> NoReturn:
-        """Print once and end all ranks with ``status``.
+        """Print once, on the lowest of the ranks that fail together, and end all with ``status``.
 
         Args:
-            everywhere: the cause reaches most ranks (a signal): all but rank 0 let it speak first.
+            everywhere: the cause reaches most ranks (a signal): rank 0 gets time to speak first.
         """
-        if self.rank:
-            time.sleep(2.0 if everywhere else min(0.02 * self.rank, 0.5))
-        sys.stdout.flush()
-        print(message, file=sys.stderr, flush=True)
+        if self._alive.may_speak(1.5 if everywhere else 0.25):
+            sys.stdout.flush()
+            print(message, file=sys.stderr, flush=True)
+        else:
+            time.sleep(8.0)  # the one that speaks ends this rank, too
         if self._everybody.size == 1:
             os._exit(status)
         time.sleep(0.3)  # the launcher loses what it has not forwarded when it ends the ranks
@@ -250,7 +248,8 @@ class Communicator:
         Without Python's teardown: it takes ten seconds over 33 ranks and can change nothing.
         """
         if self._everybody.size > 1:
-            self._wait(self._everybody.Ibarrier(), "end")
+            # Idle ranks wait here for the whole run: they do not ask whether the others hang.
+            self._wait(self._everybody.Ibarrier(), "end", asks=self._world is self._everybody)
         self._mpi.Finalize()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -279,8 +278,10 @@ class Communicator:
 
     def _row(self, rows: np.ndarray) -> Any:
         """One row as a datatype: counts are then numbers of rows, far from 2^31."""
+        from mpi4py.util.dtlib import from_numpy_dtype
+
         length = int(np.prod(rows.shape[1:], dtype=np.int64))
-        return self._mpi._typedict[rows.dtype.char].Create_contiguous(length).Commit()
+        return from_numpy_dtype(rows.dtype).Create_contiguous(length).Commit()
 
     def _placed(self, counts: Sequence[int] | np.ndarray) -> tuple[list[int], list[int]]:
         """(counts, displacements) by rank; rank 0 has no rows of its own here."""
@@ -290,86 +291,27 @@ class Communicator:
     def _count(self, kind: str, nbytes: int) -> None:
         self.sent[kind] += int(nbytes)
 
-    def _wait(self, request: Any, what: str) -> None:
-        start = asked = time.monotonic()
+    def _wait(self, request: Any, what: str, asks: bool = True) -> None:
+        start = looked = time.monotonic()
         cpu = time.thread_time()
+        self.tick()
+        self._alive.forget()
         while not request.Test():
             now = time.monotonic()
             if not self.spins:
                 time.sleep(min(LONGEST, max(SHORTEST, SHARE * (now - start))))
-            if now - asked > 1.0:
-                asked = now
-                self._answer()
-            if now - start > self._timeout:
-                self._roll_call(what, now - start)
-                start = asked = time.monotonic()
-        self._moves += 1
+            if now - looked > 0.2:
+                looked = now
+                self._alive.answer()
+                silent = self._alive.silent(now - start, self._timeout) if asks else []
+                if silent:
+                    self._name(silent, what, now - start)
         self.wait_seconds += time.monotonic() - start
         self.wait_cpu += time.thread_time() - cpu
 
-    def _answer(self) -> None:
-        """Answer ranks that ask who is still alive."""
-        status = self._mpi.Status()
-        while self._calls.Iprobe(tag=CALL, status=status):
-            self._calls.recv(source=status.Get_source(), tag=CALL)
-            self._calls.isend(self._moves, dest=status.Get_source(), tag=HERE).Free()
-
-    def _roll_call(self, what: str, waited: float) -> None:
-        """Ask every rank for a sign of life; end the run and name those that give none."""
-        ranks = set(range(self._calls.size))
-        others = ranks - {self.rank}
-        for rank in others:
-            self._calls.isend(None, dest=rank, tag=CALL).Free()
-        until = time.monotonic() + min(15.0, max(2.0, self._timeout / 10))
-        status = self._mpi.Status()
-        while others and time.monotonic() < until:
-            self._answer()
-            while self._calls.Iprobe(tag=HERE, status=status):
-                self._calls.recv(source=status.Get_source(), tag=HERE)
-                others.discard(status.Get_source())
-            time.sleep(0.01)
-        if others:
-            if self.rank > min(ranks - others):
-                time.sleep(3.0)  # the lowest rank alive speaks for all
-            names = ", ".join(map(str, sorted(others)))
-            self.fail(
-                f"amn_mpi: rank {names} hangs: no sign of life while rank {self.rank} on "
-                f"{self.host} waited {waited:.0f} s in {what} (comm.timeout = {self._timeout:g})"
-            )
-
-
-def _check_family(library: str) -> None:
-    """Stop before initialisation where another MPI than Open MPI was started by its launcher.
-
-    MPICH's own refusal comes from inside MPI_Init, once per rank and a page long.
-    """
-    started = os.environ.get("OMPI_COMM_WORLD_SIZE")
-    if started and "PMI_RANK" not in os.environ and not library.startswith("Open MPI"):
-        what = f"Open MPI's mpirun started {started} ranks (OMPI_COMM_WORLD_SIZE)"
-        _mismatch(what, library, "OMPI_COMM_WORLD_RANK")
-
-
-def _check_launcher(size: int, library: str) -> None:
-    """Stop when no launcher started as many ranks as this MPI library sees.
-
-    A launcher of another MPI starts N jobs of one rank each and says nothing. One launcher inside
-    another (mpirun in a job step) leaves several traces: one that fits is enough.
-    """
-    traces = [(os.environ.get(count, ""), count, rank) for count, rank in LAUNCHERS]
-    traces = [trace for trace in traces if trace[0].isdigit()]
-    if traces and all(int(started) != size for started, _, _ in traces):
-        started, count, rank = traces[0]
-        what = f"the launcher started {started} ranks ({count}), the MPI library sees {size}"
-        _mismatch(what, library, rank)
-
-
-def _mismatch(what: str, library: str, rank_name: str) -> NoReturn:
-    """One line from the first of the processes, status 2 from all."""
-    if os.environ.get(rank_name, "0") == "0":
-        print(
-            f"amn_mpi: {what}: they do not belong together. Library: {library}; use its own "
-            "mpirun, or under Slurm srun --mpi=pmi2 (pmix for Open MPI)",
-            file=sys.stderr,
-            flush=True,
+    def _name(self, silent: list[int], what: str, waited: float) -> NoReturn:
+        names = ", ".join(map(str, silent))
+        self.fail(
+            f"amn_mpi: rank {names} hangs: no sign of life while rank {self.rank} on {self.host} "
+            f"waited {waited:.0f} s in {what} (comm.timeout = {self._timeout:g})"
         )
-    os._exit(2)

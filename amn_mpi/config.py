@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -140,7 +141,8 @@ class Key:
             return "one of " + ", ".join(map(str, choices))
         kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[self.type]
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-        return " ".join([kind] + [f"{signs[k]} {v:g}" for k, v in self.limits.items()])
+        limits = [f"{signs[k]} {v if isinstance(v, int) else f'{v:g}'}" for k, v in self.limits.items()]
+        return " ".join([kind, " and ".join(limits)]).strip()
 
     def accepts(self, value: Any) -> bool:
         """Whether a value of the right type is one of the valid ones."""
@@ -149,8 +151,8 @@ class Key:
             return value in choices
         if isinstance(value, float) and not math.isfinite(value):
             return False
-        tests = {"ge": "__ge__", "gt": "__gt__", "le": "__le__", "lt": "__lt__"}
-        return all(getattr(float(value), tests[k])(float(v)) for k, v in self.limits.items())
+        tests = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+        return all(tests[k](value, v) for k, v in self.limits.items())
 
 
 def keys(cls: type, prefix: str = "") -> Iterator[Key]:
@@ -160,7 +162,9 @@ def keys(cls: type, prefix: str = "") -> Iterator[Key]:
         if dataclasses.is_dataclass(hints[f.name]):
             yield from keys(hints[f.name], f"{prefix}{f.name}.")
         elif f.name != "method" or prefix:
-            limits = f.metadata.get("limits", {})
+            limits = dict(f.metadata.get("limits", {}))
+            if hints[f.name] is int and not {"lt", "le"} & set(limits):
+                limits["lt"] = 2**31
             yield Key(prefix + f.name, hints[f.name], f.default, f.metadata.get("help", ""), limits)
 
 

@@ -19,10 +19,9 @@ from amn_mpi.session import Session
 
 
 def run_all(
-    config: Config, comm: Communicator, fed: Federation, folder: RunFolder | None, started: float
+    config: Config, comm: Communicator, fed: Federation, folder: RunFolder | None, clock: Clock
 ) -> None:
     """The configured run, its baselines on the same clients, and the result of it all."""
-    clock = Clock(comm, started)
     with clock("prepare"):
         ready = _ready(config, comm, fed)
     if folder is not None:

@@ -16,9 +16,13 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 STARTED = time.monotonic()
+if __name__ == "__main__":
+    # Until main() takes over: Python's own handler would raise amid the start of MPI.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # one thread a rank; torch's is set from the config
 
+from amn_mpi.clock import Clock  # noqa: E402
 from amn_mpi.comm import Communicator  # noqa: E402
 from amn_mpi.errors import Stopped, UserError  # noqa: E402
 
@@ -32,14 +36,20 @@ def main(argv: Sequence[str]) -> NoReturn:
     """Run on this rank and end the process; never returns."""
     comm = Communicator()
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, _stop)
+        _on_signals(_stop)
         work(comm, argv)
     except UserError as error:
+        _on_signals(signal.SIG_IGN)  # a second one would interrupt the account of the first
         comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, Stopped))
     except BaseException as error:
+        _on_signals(signal.SIG_IGN)
         comm.fail(_account(error, comm))
     comm.close()
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, handler)
 
 
 def _account(error: BaseException, comm: Communicator) -> str:
@@ -53,6 +63,7 @@ def _account(error: BaseException, comm: Communicator) -> str:
 
 def work(comm: Communicator, argv: Sequence[str]) -> None:
     """Configuration, data, runs, result."""
+    clock = Clock(comm, STARTED)
     config, dry = comm.share(_configure(argv) if comm.is_server else None)
     if config is None:
         return
@@ -67,11 +78,12 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
     with folder or nullcontext():
         if comm.owner is not None:
             import torch  # noqa: F401  # a second or more a rank: while rank 0 prepares the data
-        fed = comm.share(_prepare(config, comm) if comm.is_server else None)
+        with clock("prepare"):
+            fed = comm.share(_prepare(config, comm) if comm.is_server else None)
 
         from amn_mpi import job
 
-        job.run_all(config, comm, fed, folder, STARTED)
+        job.run_all(config, comm, fed, folder, clock)
 
 
 def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
@@ -98,9 +110,11 @@ def _needed(comm: Communicator, config: Config) -> bool:
 
 
 def _open_folder(config: Config) -> RunFolder:
-    from amn_mpi.runfolder import RunFolder, default_name
+    from amn_mpi.runfolder import RunFolder, default_folder
 
-    return RunFolder(config.out or default_name(config))
+    if config.out:
+        return RunFolder(config.out)
+    return RunFolder(default_folder(config), made=True)
 
 
 def _prepare(config: Config, comm: Communicator) -> Federation:

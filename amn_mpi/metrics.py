@@ -30,6 +30,19 @@ def summary(correct: np.ndarray, tested: np.ndarray) -> dict[str, Any]:
     }
 
 
+def effective_neighbours(attention: np.ndarray) -> list[float]:
+    """1 / sum_j a_ij^2 per layer, the mean over clients that listen to anybody.
+
+    Args:
+        attention: (L, N, N), rows sum to 1 or are 0.
+    """
+    squares = (attention**2).sum(2)
+    listening = squares[0] > 0
+    if not listening.any():
+        return [0.0] * len(squares)
+    return [_round(v) for v in (1 / squares[:, listening]).mean(1)]
+
+
 def inside_groups(attention: np.ndarray, groups: np.ndarray) -> list[float]:
     """Share of the attention that stays inside the hidden groups, per layer.
 

@@ -31,7 +31,7 @@ class Recorder:
             self.correct = outcome.correct
             row.update(self._scores(outcome.correct))
         row.update(outcome.figures)
-        row.update(self._groups())
+        row.update(self._attention())
         self.rounds.append(row)
         if self.folder is not None:
             self.folder.add({**row, "seconds": round(outcome.seconds, 4)})
@@ -63,14 +63,15 @@ class Recorder:
         headline = each[self.run.method.headline]
         return {**{k: headline[k] for k in ("mean_accuracy", "worst10", "std")}, "models": short}
 
-    def _groups(self) -> dict[str, Any]:
-        """Share of the attention inside the hidden groups; the method never sees them."""
+    def _attention(self) -> dict[str, Any]:
+        """How wide it is, and its share inside the hidden groups, which the method never sees."""
         fed, attention = self.fed, self.run.method.attention(self.run.server)
         if attention is None:
             return {}
         groups = {"concept": np.asarray(fed.concept_group), "label": np.asarray(fed.label_group)}
-        return {
+        inside = {
             f"inside_{name}_groups": metrics.inside_groups(attention, group)
             for name, group in groups.items()
             if len(np.unique(group)) > 1
         }
+        return {"effective_neighbours": metrics.effective_neighbours(attention), **inside}

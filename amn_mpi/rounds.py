@@ -83,10 +83,11 @@ class Outcome:
 
 
 def train(run: Run, record: Callable[[Outcome], None]) -> None:
-    """All rounds; ``record`` is called on rank 0 after each."""
+    """All rounds; ``record`` is called after each (on rank 0 it holds what all clients did)."""
+    run.clock.begin("train")
     for t in range(1, run.config.rounds + 1):
         outcome = run_round(run, t)
-        if run.comm.is_server:
+        with run.clock("server"):
             record(outcome)
 
 
@@ -102,7 +103,8 @@ def run_round(run: Run, t: int) -> Outcome:
         arrived = run.exchange.bring_up(cohort, updates)
     with run.clock("server"):
         figures = serve(run, t, cohort, arrived)
-    commit(run, cohort, updates)
+    with run.clock("train"):
+        commit(run, cohort, updates)
     seconds, correct = time.monotonic() - started, None
     if evaluates(run.config, t):
         with run.clock("evaluate"):

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,10 +27,24 @@ from amn_mpi.params import ParameterLayout
 HELD = ("metrics.jsonl", "result.json", "models.h5")
 
 
-def default_name(config: Config) -> str:
-    """``runs/<time>-<method>-<data>``."""
+def default_folder(config: Config) -> str:
+    """``runs/<time>-<method>-<data>``, made here; a number is added where it is taken already.
+
+    Raises:
+        UserError: the current folder cannot be written.
+    """
     data = Path(config.data.name).stem
-    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method.name}-{data}"
+    name = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method.name}-{data}"
+    path, number = Path(name), 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return str(path)
+        except FileExistsError:  # a job array starts many runs in one second
+            number += 1
+            path = Path(f"{name}-{number}")
+        except OSError as error:
+            raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
 
 
 class RunFolder:
@@ -41,9 +56,9 @@ class RunFolder:
         UserError: the folder cannot be written, holds a run, or is in use.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, made: bool = False) -> None:
         self.path = Path(path)
-        self._made, self._started = not self.path.exists(), False
+        self._made, self._started = made or not self.path.exists(), False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  # held as long as the run
@@ -51,8 +66,15 @@ class RunFolder:
             raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"out = {path}: another run is writing there now") from None
+        except OSError as error:  # some cluster file systems know no locks
+            print(
+                f"amn_mpi: warning: out = {path}: cannot be locked ({error.strerror}); nothing keeps "
+                "a second run out",
+                file=sys.stderr,
+                flush=True,
+            )
         there = [name for name in HELD if (self.path / name).exists()]
         if there:
             self._give_back()
@@ -86,8 +108,12 @@ class RunFolder:
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json whole or not at all, and give the folder back."""
         temporary = self.path / ".result.json"
-        self._write(temporary.name, json.dumps(result, indent=1) + "\n")
-        os.replace(temporary, self.path / "result.json")
+        with self._guard("result.json"):
+            with open(temporary, "w") as file:
+                file.write(json.dumps(result, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / "result.json")
         self._give_back()
 
     def write_models(

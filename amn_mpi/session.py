@@ -6,6 +6,7 @@ start of the ranks and one reading of the data.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -72,17 +73,14 @@ class Session:
         clients, device = range(0), torch.device("cpu")
         if comm.owner is not None:
             clients = self.placement.clients(comm.owner)
-            device = choose_device(config.device, max(0, comm.rank_on_host - 1))
+            serving = comm.server_on_host and comm.size > 1  # rank 0 needs no GPU
+            device = choose_device(config.device, comm.rank_on_host - serving)
         self.samples = load_samples(fed, clients, config.seed, device)
-        self.engine = Engine(
-            self.module,
-            self.layout,
-            config.local,
-            fed.shape,
-            config.evaluate.batch_size,
-            device,
-            comm.tick,
-        )
+        # No larger than any client needs; a function of all clients, so the same on every rank.
+        most = int(max(fed.train.max(), fed.test.max()))
+        local = dataclasses.replace(config.local, batch_size=min(config.local.batch_size, most))
+        batch = min(config.evaluate.batch_size, most)
+        self.engine = Engine(self.module, self.layout, local, fed.shape, batch, device, comm.tick)
 
     def method(self, config: Config) -> Method:
         setting = Setting(self.layout, self.fed.train, config.seed, config.local)
@@ -147,6 +145,7 @@ def final_models(run: Run) -> Iterator[tuple[int, np.ndarray]]:
         if comm.is_server:
             owners = [owner for owner, one in enumerate(counts) if one]
             yield from ((placement.bounds[owner] + k, rows[j]) for j, owner in enumerate(owners))
+        comm.tick()
 
 
 def _headline(run: Run, own: Iterator[tuple[str, torch.Tensor]]) -> np.ndarray:

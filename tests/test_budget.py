@@ -139,7 +139,11 @@ def test_only_the_ranks_of_this_host_count(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_warning_names_the_key_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = warned(monkeypatch, 2**30, settings(model=Model("mlp", 10**8)))
+    (line,) = warned(
+        monkeypatch,
+        2**30,
+        settings(model=Model("mlp", 10**8), evaluate=Evaluate(batch_size=1), local=Local(batch_size=1)),
+    )
     assert "rank 0 alone needs" in line and "model.hidden (100000000) or data.clients (4)" in line
 
 
@@ -194,3 +198,20 @@ def test_sizes_are_readable() -> None:
 def test_every_method_has_a_budget() -> None:
     for name in methods.METHODS:
         assert len(needs(3, settings(name))) == 3
+
+
+def test_activations_by_hand() -> None:
+    """The linear model: 4 flattened numbers, 2 outputs; 20 samples at most, batches of 10."""
+    assert budget.activations(settings(), federation()) == 4 * (6 * 4 + 4) * 20
+    small = settings(evaluate=Evaluate(batch_size=2))
+    assert budget.activations(small, federation()) == 4 * 2 * (4 + 2) * 10
+
+
+def test_a_large_batch_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeNet-5 on 64 x 64: six outputs of 6 x 60 x 60 floats a sample, where a batch is 20 samples."""
+    what, fed = settings(model=Model("lenet5")), federation(shape=(1, 64, 64))
+    found = budget.planned(what, fed, 3, budget.layout_of(what, fed))
+    assert [need.work for need in found] == [0, 0, 0]  # 10 MB: BASE covers them
+    monkeypatch.setattr(budget, "COVERED", 0)
+    found = budget.planned(what, fed, 3, budget.layout_of(what, fed))
+    assert [need.work for need in found] == [0] + 2 * [4 * (6 * 6 * 60 * 60 + 64 * 64) * 20]

@@ -89,6 +89,8 @@ def _check_labels(path: Path, x: np.ndarray, y: np.ndarray) -> None:
         raise UserError(f"{path}: y is empty")
     if x.ndim == 0 or len(x) != len(y):
         raise UserError(f"{path}: x has shape {x.shape}, expected {len(y)} rows, as many as y")
+    if 0 in x.shape:
+        raise UserError(f"{path}: x has shape {x.shape}: its samples are empty")
     if y.min() < 0:
         raise UserError(f"{path}: y has the label {y.min()}, expected 0 or more")
 
@@ -128,7 +130,7 @@ def _names(path: Path, y: np.ndarray, given: np.ndarray | None) -> tuple[np.ndar
     values, labels = np.unique(y, return_inverse=True)
     if given is None:
         return labels.astype(np.int64), [str(v) for v in values]
-    names = [n.decode() if isinstance(n, bytes) else str(n) for n in given.ravel().tolist()]
+    names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in given.ravel().tolist()]
     if len(names) <= values[-1]:
         raise UserError(
             f"{path}: class_names has {len(names)} entries, expected at least "

@@ -33,8 +33,8 @@ class Options:
     """Options of AMN."""
 
     name: str = key("amn", "method")
-    tau: float = key(8.0, "sharpness of the attention", gt=0)
-    sketch: int = key(512, "numbers a layer's parameters are sketched to", ge=1)
+    tau: float = key(8.0, "sharpness of the attention", gt=0, le=1e6)
+    sketch: int = key(512, "numbers a layer's parameters are sketched to", ge=1, le=2**20)
     gate: float = key(0.5, "share of the personal part at the start", gt=0, lt=1)
     meta_lr: float = key(0.2, "step size of the meta-network (Adam)", ge=0)
     common_rounds: int = key(5, "rounds of plain averaging first", ge=0)
@@ -87,12 +87,15 @@ class AMN(Method):
         }
 
     def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
+        import torch
+
         from amn_mpi import meta
 
         if not server["seen"].any():
             out.copy_(server["reference"].expand_as(out))
             return
-        mixing = self._mixing(server, round, cohort)[0].detach()
+        with torch.no_grad():
+            mixing = self._mixing(server, round, cohort)
         meta.mix(mixing, server["models"], self.setting.layout, out)
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
@@ -113,8 +116,12 @@ class AMN(Method):
 
     def attention(self, server: State) -> np.ndarray:
         """a_ij^l for every client from the latest models, (L, N, N)."""
-        everyone = np.arange(self.setting.clients)
-        return self._mixing(server, self.options.common_rounds + 1, everyone)[1].detach().numpy()
+        import torch
+
+        network, _, _ = self._meta(server)
+        with torch.no_grad():
+            similarity, allowed, _ = self._views(server, np.arange(self.setting.clients))
+            return network.attention(similarity, allowed).numpy()
 
     def server_rows(self, cohort: int) -> float:
         """All models, the reference, three to sketch with, and the products of mixing.
@@ -128,8 +135,8 @@ class AMN(Method):
         small = layers * clients * (4 * self.options.sketch + 14 * clients)
         return clients + 4 + (cohort * min(largest, BLOCK) + small) / layout.size
 
-    def _meta(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """(network, its parameters as one vector, their gradient)."""
+    def _meta(self, server: State | None = None) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """(network, its parameters as one vector, their gradient), set to the server's state."""
         from amn_mpi import meta
         from amn_mpi.params import ParameterLayout, bind
 
@@ -137,6 +144,8 @@ class AMN(Method):
             layers = len(self.setting.layout.groups)
             network = meta.MetaNetwork(layers, self.options.tau, self.options.gate)
             self._tools = (network, *bind(network, ParameterLayout.of(network)))
+        if server is not None:
+            self._tools[1].copy_(server["meta"])
         return self._tools
 
     def _sketch(self) -> Any:
@@ -145,25 +154,28 @@ class AMN(Method):
         seed = rng.torch_seed(self.setting.seed, "sketch")
         return meta.Sketch(self.setting.layout.groups, self.options.sketch, seed)
 
-    def _mixing(self, server: State, round: int, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """(mixing weights, attention) for the cohort, each (L, n, N), differentiable."""
+    def _mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
+        """Mixing weights for the cohort, (L, n, N), differentiable by the meta-parameters."""
+        import torch
+
+        if round <= self.options.common_rounds:
+            samples = torch.from_numpy(self.setting.samples).float() * server["seen"]
+            layers = len(self.setting.layout.groups)
+            return (samples / samples.sum()).expand(layers, len(cohort), -1)
+        return self._meta(server)[0](*self._views(server, cohort))
+
+    def _views(self, server: State, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Similarities (L, n, N), who may be listened to (n, N), and common weights (n, N)."""
         import torch
 
         from amn_mpi import meta
 
-        network, parameters, _ = self._meta()
-        parameters.copy_(server["meta"])
         seen, queries = server["seen"], torch.from_numpy(cohort)
         samples = torch.from_numpy(self.setting.samples).float()
-        if round <= self.options.common_rounds:
-            plain = samples * seen / (samples * seen).sum()
-            everybody = plain.expand(len(self.setting.layout.groups), len(cohort), -1)
-            return everybody, everybody
         allowed = seen.expand(len(cohort), -1) & seen[queries, None]
         allowed = allowed & (torch.arange(len(seen)) != queries[:, None])
         similarity = meta.similarities(server["sketches"], seen)[:, queries]
-        common = meta.leave_one_out(samples, seen, queries)
-        return network(similarity, allowed, common), network.attention(similarity, allowed)
+        return similarity, allowed, meta.leave_one_out(samples, seen, queries)
 
     def _meta_step(self, server: State, round: int, cohort: np.ndarray, gradients: torch.Tensor) -> None:
         """The chain rule on the models from which the hybrids were formed, then Adam."""
@@ -174,7 +186,7 @@ class AMN(Method):
         _, parameters, gradient = self._meta()
         inner = meta.products(gradients, server["models"], self.setting.layout)
         weights = torch.from_numpy(self.setting.samples[cohort] / self.setting.samples[cohort].sum())
-        mixing = self._mixing(server, round, cohort)[0]
+        mixing = self._mixing(server, round, cohort)
         gradient.zero_()
         meta.surrogate(mixing, inner, weights.float()).backward()
         server["steps"] += 1
@@ -192,16 +204,11 @@ class AMN(Method):
         server["rho"].fill_(RHO[int(server["held_losses"].argmin())])
 
     def _figures(self, server: State) -> dict[str, Any]:
-        network, parameters, _ = self._meta()
-        parameters.copy_(server["meta"])
-        squares = (self.attention(server) ** 2).sum(2)
-        attended = squares[0] > 0  # a client that nobody knows yet listens to nobody
-        neighbours = (1 / squares[:, attended]).mean(1) if attended.any() else np.zeros(len(squares))
+        network, _, _ = self._meta(server)
         return {
             "rho": float(server["rho"]),
             "gate": network.gates().tolist(),
             "evidence": network.omega().tolist(),
-            "effective_neighbours": neighbours.tolist(),
         }
 
     # ---- the client's rank
