@@ -6,9 +6,11 @@ chosen by name, and messages of one line that name the key, the value and what i
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import json
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,7 @@ def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> 
             if name.startswith("method.") and current != method and name in theirs:
                 continue
             _check_key(name, known, layer[""])
-            if value is not None:  # an empty value in YAML: as if the key were not there
+            if value is not None or known[name].type is not str:  # "out:" is as good as no text
                 merged[name] = value
     return {**merged, "method.name": method}
 
@@ -186,7 +188,7 @@ def _parser(known: dict[str, Key]) -> jsonargparse.ArgumentParser:
 
 def _parse_types(merged: dict[str, Any], words: list[str], known: dict[str, Key]) -> dict[str, Any]:
     """Types as declared, by jsonargparse; its refusal becomes one line with what is valid."""
-    given = [f"--{k}={_text(v)}" for k, v in merged.items()]
+    given = [f"--{k}={_text(v, known[k])}" for k, v in merged.items()]
     given += [f"{option}={value}" for option, value in zip(words[::2], words[1::2])]
     parser = _parser(known)
     try:
@@ -209,14 +211,15 @@ def _check_type(parser: jsonargparse.ArgumentParser, word: str, known: dict[str,
         raise ConfigError(f"{name} = {value}: valid is {known[name].valid()}") from None
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, key: Key) -> str:
+    """A value from YAML as it would stand on the command line."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list):
+    if isinstance(value, list) and key.type is str:
         return ",".join(map(str, value))
-    if value is False:
-        return "off"  # how YAML reads that word, and the only key that knows it takes no booleans
-    return json.dumps(value, default=str)
+    if value is False and "off" in typing.get_args(key.type):
+        return "off"  # how YAML reads that word
+    return str(value) if isinstance(value, datetime.date) else json.dumps(value)
 
 
 def _help(known: dict[str, Key]) -> str:

@@ -92,7 +92,10 @@ def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
     try:
         return cli.parse(argv)
     except cli.Printed as answer:
-        print(answer, flush=True)
+        try:
+            print(answer, flush=True)
+        except BrokenPipeError:  # --help | head
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return None, False
 
 

@@ -129,3 +129,28 @@ def test_installed_outside_the_checkout(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(site))
     assert list(home.glob("runs/*-fedavg-digits/result.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("out:", "out", ""),
+        ("out: 2020-01-01", "out", "2020-01-01"),
+        ("progress: off", "progress", "off"),
+        ("baselines: [local, fedavg]", "baselines", "local,fedavg"),
+    ],
+)
+def test_what_yaml_makes_of_words(tmp_path: Path, text: str, key: str, value: str) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text(text)
+    assert getattr(parsed("--config", str(config)), key) == value
+
+
+def test_help_may_be_cut_short() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m amn_mpi.main --help | head -1"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.stdout.startswith("usage:") and done.stderr == ""
