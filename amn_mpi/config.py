@@ -88,7 +88,9 @@ class Comm:
     wait: Literal["auto", "sleep", "spin"] = key(
         "auto", "while waiting: spin only if every rank on the host has a core"
     )
-    timeout: float = key(1800.0, "seconds without progress after which a rank counts as hung", gt=0)
+    timeout: float = key(
+        1800.0, "seconds of waiting after which ranks silent for half of it count as hung", gt=0
+    )
 
 
 SECTIONS: dict[str, type] = {

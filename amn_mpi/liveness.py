@@ -1,7 +1,8 @@
 """Signs of life between ranks, and which of several failing ranks speaks.
 
 Tiny messages on a communicator of their own. Ranks answer from inside their waits and between
-steps of training; one that does neither for ``comm.timeout`` counts as hung.
+steps of training. Who has waited for ``comm.timeout`` names the ranks that did not answer in its
+second half.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Liveness:
         self.forget()
 
     def forget(self) -> None:
-        """A new wait begins."""
+        """A new wait begins; answers that are still under way from an older call count for nothing."""
+        self._received(HERE)
         self._called, self._missing = float("-inf"), set[int]()
 
     def answer(self) -> None:

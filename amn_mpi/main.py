@@ -6,25 +6,28 @@ traceback, 2 a wrong configuration, 128 + n stopped by signal n.
 
 from __future__ import annotations
 
+import _signal  # built in: the signal module costs milliseconds, and Ctrl-C may come in them
+
+if __name__ == "__main__":
+    # Until main() takes over: Python's own handler would raise amid imports and the start of MPI.
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 STARTED = time.monotonic()
-if __name__ == "__main__":
-    # Until main() takes over: Python's own handler would raise amid the start of MPI.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # one thread a rank; torch's is set from the config
 
-from amn_mpi.clock import Clock  # noqa: E402
-from amn_mpi.comm import Communicator  # noqa: E402
-from amn_mpi.errors import Stopped, UserError  # noqa: E402
+from amn_mpi.clock import Clock
+from amn_mpi.comm import Communicator
+from amn_mpi.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from amn_mpi.config import Config
@@ -77,12 +80,13 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
     folder = _open_folder(config) if comm.is_server else None
     with folder or nullcontext():
         if comm.owner is not None:
-            import torch  # noqa: F401  # a second or more a rank: while rank 0 prepares the data
+            with _signals_held():  # a second or more a rank: while rank 0 prepares the data
+                import torch  # noqa: F401
         with clock("prepare"):
             fed = comm.share(_prepare(config, comm) if comm.is_server else None)
 
-        from amn_mpi import job
-
+        with _signals_held():
+            from amn_mpi import job
         job.run_all(config, comm, fed, folder, clock)
 
 
@@ -139,6 +143,17 @@ def _dry_run(config: Config, comm: Communicator) -> None:
     budget.layout_of(config, fed)  # a model that does not fit is refused before anything is printed
     print(yaml.safe_dump(config.as_dict(), sort_keys=False))
     budget.show(config, fed, comm)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """A signal meanwhile counts afterwards: an exception through the C++ of an import is a crash."""
+    noted: list[int] = []
+    _on_signals(lambda number, frame: noted.append(number))
+    yield
+    _on_signals(_stop)
+    if noted:
+        _stop(noted[0], None)
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
