@@ -79,15 +79,15 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
         return
     folder = _open_folder(config) if comm.is_server else None
     with folder or nullcontext():
-        if comm.owner is not None:
-            with _signals_held():  # a second or more a rank: while rank 0 prepares the data
-                import torch  # noqa: F401
-        with clock("prepare"):
-            fed = comm.share(_prepare(config, comm) if comm.is_server else None)
-
-        with _signals_held():
+        fed = None
+        if comm.is_server:
+            with clock("prepare"):
+                fed = _prepare(config)
+        with _signals_held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
             from amn_mpi import job
-        job.run_all(config, comm, fed, folder, clock)
+        if fed is not None:
+            _warn(config, fed, comm)
+        job.run_all(config, comm, comm.share(fed), folder, clock)
 
 
 def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
@@ -124,14 +124,18 @@ def _open_folder(config: Config) -> RunFolder:
     return RunFolder(default_folder(config), made=True)
 
 
-def _prepare(config: Config, comm: Communicator) -> Federation:
-    """The prepared data, and a warning where the run will not fit into this machine."""
-    from amn_mpi import budget, data
+def _prepare(config: Config) -> Federation:
+    from amn_mpi import data
 
-    fed = data.prepare(config.data, config.seed)
+    return data.prepare(config.data, config.seed)
+
+
+def _warn(config: Config, fed: Federation, comm: Communicator) -> None:
+    """Where the run will not fit into this machine."""
+    from amn_mpi import budget
+
     for line in budget.warnings(config, fed, comm):
         print(f"amn_mpi: warning: {line}", file=sys.stderr, flush=True)
-    return fed
 
 
 def _dry_run(config: Config, comm: Communicator) -> None:
