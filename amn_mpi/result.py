@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import statistics
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 
 from amn_mpi import __version__
 from amn_mpi.comm import Communicator
@@ -113,15 +113,10 @@ def _bytes(cost: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _versions(comm: Communicator) -> dict[str, str]:
-    import h5py
-    import mpi4py
-
+    packages = ("torch", "numpy", "h5py", "mpi4py")
     return {
         "amn_mpi": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
-        "mpi4py": mpi4py.__version__,
+        **{name: version(name) for name in packages},
         "mpi": comm.library,
     }
