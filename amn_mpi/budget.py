@@ -220,34 +220,45 @@ def _worker(config: Config, fed: Federation, method: Method, placement: Placemen
     clients = placement.clients(owner)
     own, wire, size = len(clients), method.wire, method.setting.layout.size
     share = own * _cohort_size(config, fed.clients) / fed.clients
-    constant, each = wire.worker_rows()
+    constant, each = method.worker_rows()
     constant += bool(config.local.momentum)
-    down = {"none": 0.0, "broadcast": 1.0, "rows": share}[wire.down] * size * FLOAT
-    up = {
-        "none": 0.0,
-        "mean": wire.vectors * size * FIXED,
-        "rows": share * wire.vectors * size * FLOAT,
-    }[wire.up] + share * (1 + len(wire.figures)) * 8  # every turn also returns its seconds
+    vector = method.part.size * FLOAT
+    down = {"none": 0.0, "broadcast": 1.0, "rows": share}[wire.down] * wire.received * vector
+    up = {"none": 0.0, "mean": FIXED / FLOAT, "rows": share}[wire.up] * wire.returned * vector
+    up += share * (1 + len(wire.figures)) * 8  # every turn also returns its seconds
     tests = own * len(method.models) * 8 * _evaluations(config)
-    rounds_down = config.rounds + (wire.down == "broadcast")  # the last evaluation needs one more
     return Need(
         clients=own,
         data=_data_bytes(fed, clients),
-        vectors=(constant + each * own) * size * FLOAT,
+        vectors=round((constant + each * own) * size * FLOAT),
         down=round(down),
         up=round(up),
-        down_run=round(down * rounds_down),
+        down_run=round(down * config.rounds + _extra(config, method, own) * wire.received * vector),
         up_run=round(up * config.rounds) + tests + own * size * FLOAT,
     )
 
 
+def _extra(config: Config, method: Method, own: int) -> float:
+    """Vectors that a worker receives for evaluation alone.
+
+    What evaluation gets after a round is what the next one starts from, as long as that is for the
+    same clients: then only the last round's is one more.
+    """
+    if method.wire.down == "broadcast":
+        return 1.0
+    if not method.wire.renewed:
+        return 0.0
+    return float(own) if config.cohort >= 1 else own * _evaluations(config)
+
+
 def _server_vectors(method: Method, cohort: int, owners: int) -> float:
     """Vectors of P floats on a rank 0 that owns no clients."""
-    wire = method.wire
+    wire, share = method.wire, method.part.size / method.setting.layout.size
     fixed = 3 + owners  # workspace, gradient, initial model; final models, a row an owner
-    down = {"none": 0, "broadcast": 1, "rows": cohort}[wire.down]
-    up = {"none": 0, "rows": cohort * wire.vectors, "mean": 7 * wire.vectors}[wire.up]
-    return fixed + down + up + method.server_rows(cohort)
+    most = method.setting.clients if wire.renewed else cohort
+    down = {"none": 0, "broadcast": 1, "rows": most}[wire.down] * wire.received
+    up = {"none": 0, "rows": cohort * wire.returned, "mean": 7 * wire.returned}[wire.up]
+    return fixed + (down + up) * share + method.server_rows(cohort)
 
 
 def _data_bytes(fed: Federation, clients: range) -> int:

@@ -57,7 +57,9 @@ class Data:
 class Model:
     """The network that every client trains."""
 
-    name: Literal["linear", "mlp", "cnn", "lenet5", "resnet8"] = key("mlp", "network, sized from the data")
+    name: Literal["linear", "mlp", "cnn", "lenet5", "resnet8", "mlp_bn", "cnn_bn", "lenet5_bn"] = key(
+        "mlp", "network, sized from the data; _bn: with batch normalisation"
+    )
     hidden: int = key(64, "hidden units of the mlp", ge=1)
 
 

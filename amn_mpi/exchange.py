@@ -25,11 +25,7 @@ BLOCK = 65536  # columns converted at a time: the scratch stays in the cache
 
 
 class Exchange:
-    """The messages of one run, the same calls on every rank.
-
-    Args:
-        initial: the initial model, (P,), on every rank that trains or serves.
-    """
+    """The messages of one run, the same calls on every rank."""
 
     def __init__(
         self,
@@ -38,56 +34,65 @@ class Exchange:
         method: Method,
         samples: np.ndarray,
         cohort_size: int,
-        initial: torch.Tensor,
     ) -> None:
         self.comm, self.placement, self.method, self.samples = comm, placement, method, samples
-        wire, size = method.wire, len(initial)
-        own = 0 if comm.owner is None else len(placement.clients(comm.owner))
-        own = min(own, cohort_size)
-        self._sum = torch.zeros(wire.vectors, size, dtype=torch.int64) if wire.up == "mean" else None
-        serves = cohort_size if comm.is_server else 0
-        self._down = torch.zeros(*self._down_shape(wire.down, own, serves), size)
-        self.up = torch.zeros(own if wire.up == "rows" else min(own, 1), wire.vectors, size)
+        wire, size = method.wire, method.part.size
+        everyone = 0 if comm.owner is None else len(placement.clients(comm.owner))
+        own = min(everyone, cohort_size)
+        self._sum = torch.zeros(wire.returned, size, dtype=torch.int64) if wire.up == "mean" else None
+        most = max(everyone, len(samples) if comm.is_server else 0)
+        if not wire.renewed:
+            most = max(own, cohort_size if comm.is_server else 0)
+        rows = {"none": 0, "broadcast": 1, "rows": most}[wire.down]
+        self._down = torch.zeros(rows, wire.received, size)
+        self.up = torch.zeros(own if wire.up == "rows" else min(own, 1), wire.returned, size)
         gathers = comm.is_server and comm.size > 1 and wire.up == "rows"
-        self._gathered = torch.zeros(cohort_size if gathers else 0, wire.vectors, size)
-        self._newest = -1
+        self._gathered = torch.zeros(cohort_size if gathers else 0, wire.returned, size)
+        self._newest: tuple[int, int] = (-1, 0)
+        self._got = self._down[:0]
 
     def down(self, round: int, cohort: np.ndarray, server: State) -> torch.Tensor:
         """Rank 0 personalises and sends; returns what this rank received.
 
+        It is sent once for a round and a cohort, however often it is asked for: what evaluation
+        needs after round t is what round t + 1 starts from.
+
         Returns:
-            (1, P) for a broadcast, a row for each of this rank's members of the cohort, or
-            (0, P) where nothing goes down.
+            (1, received, S) for a broadcast, so much for each of this rank's members of the
+            cohort, or (0, received, S) where nothing goes down.
         """
         wire, comm = self.method.wire, self.comm
+        asked = (round, 0 if wire.down == "broadcast" else len(cohort))
+        if wire.down == "none" or asked == self._newest:
+            return self._got
+        self._newest = asked
         if wire.down == "broadcast":
-            return self.newest(round, cohort, server)
-        if wire.down == "none":
-            return self._down
-        counts = self.placement.counts(cohort)
+            if comm.is_server:
+                self.method.personalise(server, round, cohort, self._down)
+            comm.broadcast(self._down.numpy())
+            self._got = self._down
+        else:
+            self._got = self._scatter(round, cohort, server)
+        return self._got
+
+    def renew(self, round: int, everyone: np.ndarray, server: State) -> torch.Tensor:
+        """What the server would send to all clients in ``round``, where evaluation needs it."""
+        wire = self.method.wire
+        if wire.down == "broadcast" or wire.renewed:
+            return self.down(round, everyone, server)
+        return self._down[:0]
+
+    def _scatter(self, round: int, cohort: np.ndarray, server: State) -> torch.Tensor:
+        comm, counts = self.comm, self.placement.counts(cohort)
         rows = self._down[: len(cohort)]
         if comm.is_server:
             self.method.personalise(server, round, cohort, rows)
         mine = 0 if comm.owner is None else int(counts[comm.owner])
         out = rows.numpy() if comm.is_server else self._down[:mine].numpy()
-        got = comm.scatter_rows(rows.numpy() if comm.is_server else None, counts, out)
-        return torch.from_numpy(got)
-
-    def newest(self, round: int, cohort: np.ndarray, server: State) -> torch.Tensor:
-        """The broadcast of a round, (1, P), sent once however often it is asked for.
-
-        The model that evaluation needs after round t is what round t + 1 starts from.
-        """
-        if self.method.wire.down != "broadcast" or self._newest == round:
-            return self._down[:1]
-        if self.comm.is_server:
-            self.method.personalise(server, round, cohort, self._down)
-        self.comm.broadcast(self._down.numpy())
-        self._newest = round
-        return self._down
+        return torch.from_numpy(comm.scatter_rows(rows.numpy() if comm.is_server else None, counts, out))
 
     def slot(self, position: int) -> torch.Tensor:
-        """(vectors, P): where this rank's ``position``-th client of the cohort puts what it sends."""
+        """(returned, S): where this rank's ``position``-th client of the cohort puts what it sends."""
         return self.up[position if self.method.wire.up == "rows" else 0]
 
     def take(self, client: int, position: int, cohort: np.ndarray, update: Update) -> None:
@@ -100,7 +105,9 @@ class Exchange:
             )
         if self._sum is None:
             return
-        weight = float(self.samples[client]) / float(self.samples[cohort].sum())
+        weight = 1.0 / len(cohort)
+        if self.method.wire.weights == "samples":
+            weight = float(self.samples[client]) / float(self.samples[cohort].sum())
         if float(vectors.abs().max()) > BOUND:
             raise UserError(f"client {client} diverged: a parameter exceeds {BOUND:g}")
         for total, piece in zip(self._sum.split(BLOCK, 1), vectors.split(BLOCK, 1)):
@@ -135,7 +142,3 @@ class Exchange:
         into = np.empty((len(cohort), width)) if self.comm.is_server else None
         own = np.ascontiguousarray(own, np.float64).reshape(-1, width)
         return self.comm.gather_rows(own, self.placement.counts(cohort), into)
-
-    @staticmethod
-    def _down_shape(down: str, own: int, serves: int) -> tuple[int]:
-        return ({"none": 0, "broadcast": 1, "rows": max(own, serves)}[down],)

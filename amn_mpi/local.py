@@ -8,13 +8,15 @@ other offsets, so this is what makes a result independent of who computes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from amn_mpi import config
-from amn_mpi.params import ParameterLayout, bind
+from amn_mpi.methods.base import Pull
+from amn_mpi.params import ParameterLayout, Part, bind
 
 
 class Engine:
@@ -26,6 +28,9 @@ class Engine:
         shape: of one sample.
         eval_batch: samples a forward pass when nothing is learnt.
         tick: called after every step (liveness, signals).
+
+    Attributes:
+        batch_loss: of the batch whose gradient was taken last, a tensor of one number.
     """
 
     name = "sequential"
@@ -43,11 +48,16 @@ class Engine:
         self.module = module.to(device)
         self.layout, self.local, self.device, self.tick = layout, local, device, tick
         self.parameters, self.gradients = bind(self.module, layout)
-        self._velocity = torch.zeros_like(self.parameters) if local.momentum else None
+        self._w, self._g = self.parameters[: layout.trained], self.gradients[: layout.trained]
+        self._statistics = layout.trained < layout.size
+        self._velocity = torch.zeros_like(self._w) if local.momentum else None
         size = max(local.batch_size, eval_batch)
         self._x = torch.empty((size, *shape), device=device)
         self._y = torch.empty(size, dtype=torch.int64, device=device)
-        self._eval_batch = eval_batch
+        self._eval_batch, self._size = eval_batch, 0
+        self.batch_loss = torch.zeros(())
+
+    # ---- a whole local training
 
     def train(
         self,
@@ -55,23 +65,85 @@ class Engine:
         x: torch.Tensor,
         y: torch.Tensor,
         generator: np.random.Generator,
+        *,
+        epochs: int = 0,
+        pull: Pull | None = None,
+        shift: torch.Tensor | None = None,
+        only: Part | None = None,
     ) -> torch.Tensor:
         """E epochs (or K steps) of SGD from ``start``, shape (P,), on the samples given.
+
+        Args:
+            epochs: so many passes instead of the configured epochs or steps.
+            pull: a proximal term.
+            shift: (P,), added to every gradient.
+            only: what is trained; the rest stays as it is.
 
         Returns:
             The workspace vector, shape (P,): copy it before the next call to the engine.
         """
         self.parameters.copy_(start)
+        if only is not None and not only.size:
+            return self.parameters
         if self._velocity is not None:
             self._velocity.zero_()
-        for batch in self._batches(len(y), generator):
-            size = len(batch)
-            torch.index_select(x, 0, batch, out=self._x[:size])
-            torch.index_select(y, 0, batch, out=self._y[:size])
-            self._backward(size)
-            self._descend()
-            self.tick()
+        pull = None if pull is None else Pull(pull.anchor.to(self.device), pull.strength)
+        shift = None if shift is None else shift.to(self.device)
+        with self._frozen_but(only):
+            for _ in self.batches(x, y, generator, epochs):
+                self._backward()
+                self._descend(pull, shift, only)
         return self.parameters
+
+    def steps(self, samples: int, epochs: int = 0) -> int:
+        """Steps of SGD in one round of a client with so many samples."""
+        each = -(-samples // self.local.batch_size)
+        return each * epochs if epochs else self.local.steps or each * self.local.epochs
+
+    # ---- for methods whose step is not SGD's
+
+    def vector(self, source: torch.Tensor) -> torch.Tensor:
+        """A copy where clients train, for a method to work on."""
+        return source.to(self.device, copy=True)
+
+    def batches(
+        self, x: torch.Tensor, y: torch.Tensor, generator: np.random.Generator, epochs: int = 0
+    ) -> Iterator[int]:
+        """Load batch after batch, as ``train`` does; yields its number of samples.
+
+        Lengths: ``local.steps`` batches, or ``local.epochs`` (or ``epochs``) passes, each pass in
+        a new order.
+        """
+        size, left = self.local.batch_size, self.steps(len(y), epochs)
+        while left > 0:
+            order = torch.from_numpy(generator.permutation(len(y))).to(self.device)
+            for first in range(0, len(y), size)[:left]:
+                batch = order[first : first + size]
+                self._size = len(batch)
+                torch.index_select(x, 0, batch, out=self._x[: self._size])
+                torch.index_select(y, 0, batch, out=self._y[: self._size])
+                yield self._size
+                self.tick()
+            left -= -(-len(y) // size)
+
+    def slope(self, at: torch.Tensor) -> torch.Tensor:
+        """Gradient, (P,), of the loaded batch's mean loss (weight decay included) at ``at``, (P,).
+
+        ``at`` may be the workspace itself; the batch's running statistics are written back to it.
+
+        Returns:
+            The workspace's gradient: use it before the next call to the engine.
+        """
+        if at is not self.parameters:
+            self.parameters.copy_(at)
+        self._backward()
+        if self.local.weight_decay:
+            self._g.add_(self._w, alpha=self.local.weight_decay)
+        if self._statistics and at is not self.parameters:
+            at[self.layout.trained :] = self.parameters[self.layout.trained :]
+        return self.gradients
+
+    # ---- without learning
 
     def gradient(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Gradient of the mean loss over the samples at ``at``: the workspace's, shape (P,)."""
@@ -101,21 +173,12 @@ class Engine:
                 total += int((self.module(self._x[:size]).argmax(1) == self._y[:size]).sum())
         return total
 
-    def steps(self, samples: int) -> int:
-        """Steps of SGD in one round of a client with so many samples."""
-        each = -(-samples // self.local.batch_size)
-        return self.local.steps or each * self.local.epochs
-
-    def _batches(self, samples: int, generator: np.random.Generator) -> Iterator[torch.Tensor]:
-        size, left = self.local.batch_size, self.steps(samples)
-        while left > 0:
-            order = torch.from_numpy(generator.permutation(samples)).to(self.device)
-            for start in range(0, samples, size)[:left]:
-                yield order[start : start + size]
-            left -= -(-samples // size)
+    # ---- inside
 
     def _chunks(self, x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[int, float]]:
         """Copy chunk after chunk into the workspace; yields (size, share of all samples)."""
+        if self._statistics:
+            self.module.eval()
         for start in range(0, len(y), self._eval_batch):
             size = min(self._eval_batch, len(y) - start)
             self._x[:size].copy_(x[start : start + size])
@@ -123,14 +186,43 @@ class Engine:
             yield size, size / len(y)
             self.tick()
 
-    def _backward(self, size: int) -> None:
+    def _backward(self) -> None:
+        if self._statistics:
+            # One sample has no statistics of its own: it passes by the running ones.
+            self.module.train(self._size > 1)
         self.gradients.zero_()
-        functional.cross_entropy(self.module(self._x[:size]), self._y[:size]).backward()
+        loss = functional.cross_entropy(self.module(self._x[: self._size]), self._y[: self._size])
+        loss.backward()
+        self.batch_loss = loss.detach()
 
-    def _descend(self) -> None:
-        local, step = self.local, self.gradients
+    def _descend(self, pull: Pull | None, shift: torch.Tensor | None, only: Part | None) -> None:
+        local, step, trained = self.local, self._g, self.layout.trained
         if local.weight_decay:
-            step.add_(self.parameters, alpha=local.weight_decay)
+            step.add_(self._w, alpha=local.weight_decay)
+        if pull is not None and pull.strength:
+            step.add_(self._w - pull.anchor[:trained], alpha=pull.strength)
+        if shift is not None:
+            step.add_(shift[:trained])
         if self._velocity is not None:
             step = self._velocity.mul_(local.momentum).add_(step)
-        self.parameters.sub_(step, alpha=local.lr)
+        for start, stop in ((0, trained),) if only is None else only.ranges:
+            self._w[start:stop].sub_(step[start:stop], alpha=local.lr)
+
+    @contextmanager
+    def _frozen_but(self, only: Part | None) -> Iterator[None]:
+        """Gradients are not computed for what is not trained."""
+        frozen = []
+        if only is not None:
+            tensors = self.layout.tensors
+            frozen = [
+                parameter
+                for tensor, parameter in zip(tensors, self.module.parameters())
+                if not any(start <= tensor.start < stop for start, stop in only.ranges)
+            ]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)

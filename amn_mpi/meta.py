@@ -16,9 +16,7 @@ import math
 import torch
 from torch import nn
 
-from amn_mpi.params import Group, ParameterLayout
-
-BLOCK = 65536
+from amn_mpi.params import Group
 
 
 class Sketch:
@@ -128,23 +126,6 @@ class MetaNetwork(nn.Module):
         return gate * attention + (1 - gate) * common
 
 
-def mix(mixing: torch.Tensor, models: torch.Tensor, layout: ParameterLayout, out: torch.Tensor) -> None:
-    """Hybrids: out[:, l] = mixing[l] @ models[:, l]; (L, n, N), (N, P) -> (n, P).
-
-    In blocks of columns: a product takes n x BLOCK beside its operands, however large the layer.
-    """
-    for weights, group in zip(mixing, layout.groups):
-        for start in range(group.start, group.stop, BLOCK):
-            columns = slice(start, min(start + BLOCK, group.stop))
-            out[:, columns] = weights @ models[:, columns]
-
-
-def products(gradients: torch.Tensor, models: torch.Tensor, layout: ParameterLayout) -> torch.Tensor:
-    """Inner products g_i^l . theta_j^l, (n, P), (N, P) -> (L, n, N)."""
-    pairs = [gradients[:, g.start : g.stop] @ models[:, g.start : g.stop].T for g in layout.groups]
-    return torch.stack(pairs)
-
-
 def surrogate(mixing: torch.Tensor, inner: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The loss whose derivative by the meta-parameters is the chain rule through the hybrids.
 
@@ -152,7 +133,7 @@ def surrogate(mixing: torch.Tensor, inner: torch.Tensor, weights: torch.Tensor) 
     sum_l sum_j mixing_ij^l (g_i^l . theta_j^l); autograd does softmax, evidence and gates.
 
     Args:
-        mixing: (L, n, N). inner: (L, n, N), see ``products``. weights: (n,), sum to 1.
+        mixing: (L, n, N). inner: (L, n, N), see ``blocks.products``. weights: (n,), sum to 1.
     """
     return ((mixing * inner).sum((0, 2)) * weights).sum()
 

@@ -1,13 +1,14 @@
 """Small models, sized from the shape of a sample and the number of classes.
 
-A builder returns an ordinary torch module without buffers: what it learns is its parameters, and
-these are what travels.
+A builder returns an ordinary torch module. What travels is its parameters and, where there is batch
+normalisation (the ``_bn`` forms), its running statistics.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from amn_mpi.errors import ConfigError
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
-def build(options: Model, shape: Shape, classes: int, seed: int) -> torch.nn.Module:
-    """The model named in the config, initialised from ``seed`` alone.
+def build(options: Model, shape: Shape, classes: int, seed: int, number: int = 0) -> torch.nn.Module:
+    """The model named in the config, initialised from ``seed`` and ``number`` alone.
 
     Args:
         shape: of one sample, channels first for images, e.g. (1, 28, 28).
+        number: which of many random starts.
 
     Raises:
         ConfigError: the model cannot take samples of this shape.
@@ -35,7 +37,7 @@ def build(options: Model, shape: Shape, classes: int, seed: int) -> torch.nn.Mod
 
     # A generator of its own: importing code that draws must not change a model's start.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, "model"))
+        torch.manual_seed(torch_seed(seed, "model", number))
         return MODELS[options.name](tuple(shape), classes, options.hidden)
 
 
@@ -46,21 +48,22 @@ def linear(shape: Shape, classes: int, hidden: int) -> torch.nn.Module:
     return nn.Sequential(_layers(("flatten", nn.Flatten()), ("fc", nn.Linear(_size(shape), classes))))
 
 
-def mlp(shape: Shape, classes: int, hidden: int) -> torch.nn.Module:
-    """One hidden layer of ``model.hidden`` units."""
+def mlp(shape: Shape, classes: int, hidden: int, norm: bool = False) -> torch.nn.Module:
+    """One hidden layer of ``model.hidden`` units; ``norm`` puts batch normalisation before its ReLU."""
     from torch import nn
 
     return nn.Sequential(
         _layers(
             ("flatten", nn.Flatten()),
             ("fc1", nn.Linear(_size(shape), hidden)),
+            *([("norm1", nn.BatchNorm1d(hidden))] if norm else []),
             ("relu", nn.ReLU()),
             ("fc2", nn.Linear(hidden, classes)),
         )
     )
 
 
-def cnn(shape: Shape, classes: int, hidden: int) -> torch.nn.Module:
+def cnn(shape: Shape, classes: int, hidden: int, norm: bool = False) -> torch.nn.Module:
     """The two-convolution network of pFL papers (McMahan et al. 2017 in PFLlib's form).
 
     conv 32 and 64 of 5x5 without padding, each with 2x2 max-pooling, fc 512: 582,026 parameters
@@ -69,43 +72,17 @@ def cnn(shape: Shape, classes: int, hidden: int) -> torch.nn.Module:
     from torch import nn
 
     channels, flat = _after_pools("cnn", shape, last=64, pools=2)
-    return nn.Sequential(
-        _layers(
-            ("conv1", nn.Conv2d(channels, 32, 5)),
-            ("relu1", nn.ReLU()),
-            ("pool1", nn.MaxPool2d(2)),
-            ("conv2", nn.Conv2d(32, 64, 5)),
-            ("relu2", nn.ReLU()),
-            ("pool2", nn.MaxPool2d(2)),
-            ("flatten", nn.Flatten()),
-            ("fc1", nn.Linear(flat, 512)),
-            ("relu3", nn.ReLU()),
-            ("fc2", nn.Linear(512, classes)),
-        )
-    )
+    layers = _convolutions(channels, (32, 64), norm)
+    return nn.Sequential(_layers(*layers, *_dense((flat, 512, classes), 3, norm)))
 
 
-def lenet5(shape: Shape, classes: int, hidden: int) -> torch.nn.Module:
+def lenet5(shape: Shape, classes: int, hidden: int, norm: bool = False) -> torch.nn.Module:
     """LeNet-5 with ReLU and max-pooling: conv 6 and 16 of 5x5, fc 120 and 84."""
     from torch import nn
 
     channels, flat = _after_pools("lenet5", shape, last=16, pools=2)
-    return nn.Sequential(
-        _layers(
-            ("conv1", nn.Conv2d(channels, 6, 5)),
-            ("relu1", nn.ReLU()),
-            ("pool1", nn.MaxPool2d(2)),
-            ("conv2", nn.Conv2d(6, 16, 5)),
-            ("relu2", nn.ReLU()),
-            ("pool2", nn.MaxPool2d(2)),
-            ("flatten", nn.Flatten()),
-            ("fc1", nn.Linear(flat, 120)),
-            ("relu3", nn.ReLU()),
-            ("fc2", nn.Linear(120, 84)),
-            ("relu4", nn.ReLU()),
-            ("fc3", nn.Linear(84, classes)),
-        )
-    )
+    layers = _convolutions(channels, (6, 16), norm)
+    return nn.Sequential(_layers(*layers, *_dense((flat, 120, 84, classes), 3, norm)))
 
 
 def resnet8(shape: Shape, classes: int, hidden: int) -> torch.nn.Module:
@@ -141,12 +118,41 @@ MODELS: dict[str, Callable[[Shape, int, int], torch.nn.Module]] = {
     "cnn": cnn,
     "lenet5": lenet5,
     "resnet8": resnet8,
+    "mlp_bn": partial(mlp, norm=True),
+    "cnn_bn": partial(cnn, norm=True),
+    "lenet5_bn": partial(lenet5, norm=True),
 }
 
 
 def _layers(*pairs: tuple[str, torch.nn.Module]) -> OrderedDict[str, torch.nn.Module]:
-
     return OrderedDict(pairs)
+
+
+def _convolutions(channels: int, widths: Sequence[int], norm: bool) -> list[tuple[str, torch.nn.Module]]:
+    """5x5 convolutions, each (normalised and) with ReLU and 2x2 max-pooling."""
+    from torch import nn
+
+    found: list[tuple[str, torch.nn.Module]] = []
+    for k, width in enumerate(widths, 1):
+        found.append((f"conv{k}", nn.Conv2d(channels, width, 5)))
+        found += [(f"norm{k}", nn.BatchNorm2d(width))] if norm else []
+        found += [(f"relu{k}", nn.ReLU()), (f"pool{k}", nn.MaxPool2d(2))]
+        channels = width
+    return found
+
+
+def _dense(widths: Sequence[int], first: int, norm: bool) -> list[tuple[str, torch.nn.Module]]:
+    """Fully connected layers; those before the last (normalised and) with ReLU, counted from ``first``."""
+    from torch import nn
+
+    found: list[tuple[str, torch.nn.Module]] = [("flatten", nn.Flatten())]
+    for k, (inputs, outputs) in enumerate(zip(widths, widths[1:]), 1):
+        found.append((f"fc{k}", nn.Linear(inputs, outputs)))
+        if k < len(widths) - 1:
+            number = first + k - 1
+            found += [(f"norm{number}", nn.BatchNorm1d(outputs))] if norm else []
+            found.append((f"relu{number}", nn.ReLU()))
+    return found
 
 
 def _size(shape: Sequence[int]) -> int:
@@ -169,5 +175,5 @@ def _after_pools(name: str, shape: Shape, last: int, pools: int) -> tuple[int, i
 
 
 def _misfit(name: str, shape: Shape, needs: str) -> ConfigError:
-    fits = "valid for any shape: linear, mlp"
+    fits = "valid for any shape: linear, mlp, mlp_bn"
     return ConfigError(f"model.name = {name}: needs {needs}, the data has samples of {shape}; {fits}")

@@ -43,7 +43,7 @@ class Run:
 
     Attributes:
         samples: this rank's clients by number, ascending; empty on a rank that only serves.
-        state: name -> (own clients, P), in the same order.
+        state: name -> (own clients, ...), in the same order.
         server: the method's server state on rank 0, else empty.
     """
 
@@ -121,18 +121,21 @@ def mine(run: Run, cohort: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def turn(run: Run, t: int, cohort: np.ndarray, k: int, number: int, received: torch.Tensor) -> Update:
     """One client's turn: the method's local update, and a check of what it returns."""
-    if run.method.wire.down == "rows":
-        received = received[k]
-    elif run.method.wire.down == "broadcast":
-        received = received[0]
     client = view(run, t, number, run.exchange.slot(k))
     started = time.monotonic()
-    update = run.method.local_update(client, received, run.engine)
+    update = run.method.local_update(client, share(run, k, received), run.engine)
     try:
         run.exchange.take(number, k, cohort, update)
     except UserError as error:
         raise UserError(f"round {t}: {error}") from None
     return replace(update, seconds=time.monotonic() - started)
+
+
+def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:
+    """What came down for the k-th of this rank's clients: (received, S), or empty."""
+    if not len(received):
+        return received
+    return received[k if run.method.wire.down == "rows" else 0]
 
 
 def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict[str, Any]:
@@ -170,11 +173,10 @@ def personal_models(run: Run, t: int) -> Iterator[tuple[int, Iterator[tuple[str,
     """This rank's clients with their models after round ``t``; a collective call."""
     everyone = np.arange(run.clients)
     run.numbers = run.comm.share(run.method.deploy(run.server) if run.comm.is_server else None)
-    newest = run.exchange.newest(t + 1, everyone, run.server)
-    received = newest[0] if len(newest) else newest
-    for number in run.samples:
+    newest = run.exchange.renew(t + 1, everyone, run.server)
+    for k, number in enumerate(run.samples):
         client = view(run, t, number, run.exchange.up[:0])
-        yield number, run.method.deployed(client, received, run.numbers, run.engine)
+        yield number, run.method.deployed(client, share(run, k, newest), run.numbers, run.engine)
 
 
 def view(run: Run, t: int, number: int, up: torch.Tensor) -> Client:

@@ -20,7 +20,7 @@ from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.exchange import Exchange
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Method, Setting
-from amn_mpi.params import ParameterLayout
+from amn_mpi.params import ParameterLayout, vector_of
 from amn_mpi.placement import place, training_steps
 from amn_mpi.progress import Progress
 from amn_mpi.recorder import Recorder
@@ -69,7 +69,7 @@ class Session:
         self.placement = place(training_steps(config.local, fed.train), comm.owners)
         self.module = models.build(config.model, fed.shape, fed.classes, config.seed)
         self.layout = ParameterLayout.of(self.module)
-        self.initial = torch.nn.utils.parameters_to_vector(self.module.parameters()).detach().clone()
+        self.initial = vector_of(self.module)
         clients, device = range(0), torch.device("cpu")
         if comm.owner is not None:
             clients = self.placement.clients(comm.owner)
@@ -83,15 +83,24 @@ class Session:
         self.engine = Engine(self.module, self.layout, local, fed.shape, batch, device, comm.tick)
 
     def method(self, config: Config) -> Method:
-        setting = Setting(self.layout, self.fed.train, config.seed, config.local)
+        def draw(number: int) -> torch.Tensor:
+            return vector_of(
+                models.build(config.model, self.fed.shape, self.fed.classes, config.seed, number)
+            )
+
+        setting = Setting(self.layout, self.fed.train, config.seed, config.local, draw)
         return methods.get(config.method.name)(config.method, setting)
 
     def run(self, config: Config, clock: Clock) -> Run:
         """A run at its beginning: buffers, and state that starts as the initial model."""
         method, comm = self.method(config), self.comm
         cohort = rng.cohort(config.seed, 1, self.fed.clients, config.cohort)
-        exchange = Exchange(comm, self.placement, method, self.fed.train, len(cohort), self.initial)
-        state = {name: self.initial.repeat(len(self.samples), 1) for name in method.wire.state}
+        exchange = Exchange(comm, self.placement, method, self.fed.train, len(cohort))
+        start = method.keeps(self.initial)
+        state = {
+            name: torch.stack([v] * len(self.samples)) if self.samples else v[None][:0]
+            for name, v in start.items()
+        }
         server = method.init(self.initial) if comm.is_server else {}
         return Run(
             config=config,

@@ -13,6 +13,7 @@ import torch
 from amn_mpi.errors import UserError
 from amn_mpi.exchange import Exchange
 from amn_mpi.methods.base import Update, Wire
+from amn_mpi.params import Part
 from amn_mpi.placement import place
 
 SAMPLES = np.array([13, 7, 29, 11, 40])
@@ -21,8 +22,8 @@ SIZE = 6
 
 def exchange(wire: Wire, cohort_size: int = 5, samples: np.ndarray = SAMPLES, **method) -> Exchange:
     placement = place([1] * len(samples), 1)
-    made = SimpleNamespace(wire=wire, **method)
-    return Exchange(plain.communicator(), placement, made, samples, cohort_size, torch.zeros(SIZE))
+    made = SimpleNamespace(wire=wire, part=Part(((2, 2 + SIZE),)), **method)
+    return Exchange(plain.communicator(), placement, made, samples, cohort_size)
 
 
 def mean(vectors: np.ndarray, cohort: np.ndarray, order: list[int], samples=SAMPLES) -> torch.Tensor:
@@ -85,7 +86,7 @@ def test_a_client_that_diverged_is_named(up: str, bad: float) -> None:
 
 
 def test_a_state_that_diverged_is_seen() -> None:
-    made = exchange(Wire("none", "none", vectors=0, state=("model",)))
+    made = exchange(Wire("none", "none", received=0, returned=0))
     with pytest.raises(UserError, match="client 1 diverged"):
         made.take(1, 1, np.arange(5), Update(state={"model": torch.tensor([0.0, np.nan])}))
 
@@ -111,7 +112,7 @@ def test_no_sum_runs_over(value: float) -> None:
 
 
 def test_rows_come_up_in_cohort_order_with_figures() -> None:
-    wire = Wire("none", "rows", vectors=2, figures=("a", "b"))
+    wire = Wire("none", "rows", returned=2, figures=("a", "b"))
     made, cohort = exchange(wire, 3), np.array([0, 2, 4])
     for k, client in enumerate(cohort):
         made.slot(k).copy_(torch.tensor([[10.0], [20.0]]) + client)
@@ -127,21 +128,57 @@ def test_a_broadcast_is_made_once_a_round() -> None:
 
     def personalise(server: dict, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
         calls.append(round)
-        out[0] = server["model"]
+        out[0] = server["models"]
 
-    made = exchange(Wire("broadcast", "mean"), personalise=personalise)
-    server = {"model": torch.ones(SIZE)}
-    assert torch.equal(made.down(1, np.arange(5), server)[0], server["model"])
-    server["model"] = server["model"] * 3
-    assert torch.equal(made.newest(2, np.arange(5), server)[0], server["model"])
-    assert torch.equal(made.down(2, np.arange(5), server)[0], server["model"])
+    made = exchange(Wire("broadcast", "mean", received=2), personalise=personalise)
+    server = {"models": torch.arange(2 * SIZE).view(2, SIZE).float()}
+    assert torch.equal(made.down(1, np.arange(5), server)[0], server["models"])
+    server["models"] = server["models"] * 3
+    assert torch.equal(made.renew(2, np.arange(5), server)[0], server["models"])
+    assert torch.equal(made.down(2, np.array([1]), server)[0], server["models"])
     assert calls == [1, 2]
 
 
-def test_rows_go_down_to_the_cohort() -> None:
+def rows_of_numbers(calls: list) -> dict:
     def personalise(server: dict, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
-        out.copy_(torch.from_numpy(cohort)[:, None].float().expand_as(out))
+        calls.append((round, len(cohort)))
+        assert out.shape == (len(cohort), 1, SIZE)
+        out.copy_((100 * round + torch.from_numpy(cohort))[:, None, None].float().expand_as(out))
 
-    made = exchange(Wire("rows", "rows"), 2, personalise=personalise)
-    assert made.down(1, np.array([1, 3]), {}).tolist() == [[1.0] * SIZE, [3.0] * SIZE]
-    assert made.down(2, np.array([0, 4]), {}).tolist() == [[0.0] * SIZE, [4.0] * SIZE]
+    return {"personalise": personalise}
+
+
+def test_rows_go_down_to_the_cohort() -> None:
+    made = exchange(Wire("rows", "rows"), 2, **rows_of_numbers([]))
+    assert made.down(1, np.array([1, 3]), {})[:, 0].tolist() == [[101.0] * SIZE, [103.0] * SIZE]
+    assert len(made.renew(2, np.arange(5), {})) == 0
+    assert made.down(2, np.array([0, 4]), {})[:, 0].tolist() == [[200.0] * SIZE, [204.0] * SIZE]
+
+
+def test_renewed_rows_go_to_everybody_and_are_what_a_full_cohort_starts_from() -> None:
+    calls: list = []
+    made = exchange(Wire("rows", "rows", renewed=True), 2, **rows_of_numbers(calls))
+    assert made.down(1, np.array([1, 3]), {})[:, 0, 0].tolist() == [101, 103]
+    assert made.renew(2, np.arange(5), {})[:, 0, 0].tolist() == [200, 201, 202, 203, 204]
+    assert made.down(2, np.array([0, 4]), {})[:, 0, 0].tolist() == [200, 204]
+    assert calls == [(1, 2), (2, 5), (2, 2)]
+    calls.clear()
+    made = exchange(Wire("rows", "rows", renewed=True), 5, **rows_of_numbers(calls))
+    for t in (1, 2, 3):
+        assert made.down(t, np.arange(5), {})[4, 0, 0] == 100 * t + 4
+        assert made.renew(t + 1, np.arange(5), {})[4, 0, 0] == 100 * t + 104
+    assert calls == [(1, 5), (2, 5), (3, 5), (4, 5)]
+
+
+def test_all_clients_count_alike_where_the_wire_says_so() -> None:
+    made, cohort = exchange(Wire("none", "mean", weights="equal"), 3), np.array([0, 2, 4])
+    for k, (client, value) in enumerate(zip(cohort, (1.0, 2.0, 6.0))):
+        made.slot(k).fill_(value)
+        made.take(int(client), k, cohort, Update())
+    np.testing.assert_allclose(made.bring_up(cohort, [Update()] * 3).mean, 3.0, rtol=1e-7)
+
+
+def test_only_the_shared_part_travels() -> None:
+    made = exchange(Wire("broadcast", "mean"))
+    sizes = [buffer.shape[-1] for buffer in (made.up, made.slot(0), made._down, made._sum)]
+    assert sizes == [SIZE] * 4

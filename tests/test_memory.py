@@ -11,6 +11,7 @@ import pytest
 from running import options, result, run
 
 from amn_mpi import budget, config, data, methods
+from amn_mpi.methods.base import Setting
 
 OWN = 75  # clients of each worker in every run here
 # What one run differs from the next by (allocator, libraries), the part of the prediction that
@@ -58,6 +59,13 @@ def peaks(samples: Path, method: str, ranks: int, hidden: int) -> list[float]:
     return measured(samples, method, ranks, hidden)["peak_memory_mb"][1:]
 
 
+def declared(method: str, keys: dict[str, Any]) -> tuple[float, float]:
+    what = config.build(keys, methods.options(method))
+    fed = data.describe(what.data, what.seed)
+    setting = Setting(budget.layout_of(what, fed), fed.train, what.seed, what.local)
+    return methods.get(method)(what.method, setting).worker_rows()
+
+
 CASES = pytest.mark.parametrize(("method", "hidden"), [("amn", 1350), ("local", 1350), ("fedavg", 13500)])
 
 
@@ -67,7 +75,7 @@ def test_a_worker_holds_what_its_method_declares(samples: Path, method: str, hid
     few, many = peaks(samples, method, 3, hidden), peaks(samples, method, 5, hidden)
     base = max(peaks(samples, "local", 3, 1))
     vector = measured(samples, method, 3, hidden)["parameters"] * 4 / 2**20
-    constant, each = methods.get(method).wire.worker_rows()
+    constant, each = declared(method, measured(samples, method, 3, hidden)["config"])
     expected = (constant + each * OWN) * vector
     for peak in (*few, *many):
         assert peak - base == pytest.approx(expected, abs=NOISE_MB + SLACK * expected + KEPT * vector)

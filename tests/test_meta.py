@@ -7,7 +7,7 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import meta
+from amn_mpi import blocks, meta
 from amn_mpi.params import Group, ParameterLayout, Tensor
 
 DRAW = np.random.default_rng(6)
@@ -197,8 +197,8 @@ def test_evidence_crosses_layers() -> None:
 def test_mix_and_products_layer_by_layer() -> None:
     w, g = DRAW.normal(size=(L, 3, N)), DRAW.normal(size=(3, 57))
     out = torch.full((3, 57), 9.0, dtype=torch.float64)
-    meta.mix(torch.from_numpy(w), torch.from_numpy(MODELS), LAYOUT, out)
-    inner = meta.products(torch.from_numpy(g), torch.from_numpy(MODELS), LAYOUT)
+    blocks.mix(torch.from_numpy(w), torch.from_numpy(MODELS), LAYOUT, out)
+    inner = blocks.products(torch.from_numpy(g), torch.from_numpy(MODELS), LAYOUT)
     for layer, group in enumerate(SLICES):
         for i in range(3):
             hybrid = sum(w[layer, i, j] * MODELS[j, group] for j in range(N))
@@ -251,7 +251,7 @@ def test_gradient_agrees_with_differences_through_hybrid_and_loss(
     made, seen_, queries = network(), torch.from_numpy(seen), torch.tensor(clients)
     common = meta.leave_one_out(torch.from_numpy(SAMPLES), seen_, queries)
     mixing = made(torch.from_numpy(s)[:, queries], allowed(seen)[queries], common)
-    inner = meta.products(torch.from_numpy(g), torch.from_numpy(MODELS), LAYOUT)
+    inner = blocks.products(torch.from_numpy(g), torch.from_numpy(MODELS), LAYOUT)
     meta.surrogate(mixing, inner, torch.from_numpy(p)).backward()
     found = torch.cat([made.evidence.grad.flatten(), made.gate.grad]).numpy()
     np.testing.assert_allclose(found, numeric, atol=1e-8, rtol=1e-5)

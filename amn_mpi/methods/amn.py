@@ -17,7 +17,7 @@ import numpy as np
 
 from amn_mpi import rng
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Method, Setting, State, Update, Wire
+from amn_mpi.methods.base import Arrived, Client, Method, Setting, State, Update, Wire, held_out
 
 if TYPE_CHECKING:
     import torch
@@ -54,9 +54,8 @@ class AMN(Method):
     wire = Wire(
         down="rows",
         up="rows",
-        vectors=2,
+        returned=2,
         figures=tuple(f"held_loss_{rho:g}" for rho in RHO),
-        state=("model", "hybrid"),
     )
     models = ("local", "hybrid", "blend")
 
@@ -89,14 +88,14 @@ class AMN(Method):
     def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
         import torch
 
-        from amn_mpi import meta
+        from amn_mpi import blocks
 
         if not server["seen"].any():
-            out.copy_(server["reference"].expand_as(out))
+            out[:] = server["reference"]
             return
         with torch.no_grad():
             mixing = self._mixing(server, round, cohort)
-        meta.mix(mixing, server["models"], self.setting.layout, out)
+        blocks.mix(mixing, server["models"], self.setting.layout, out[:, 0])
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         import torch
@@ -128,7 +127,7 @@ class AMN(Method):
 
         Beside them four times all sketches, and some 14 layers x N x N on the way to the weights.
         """
-        from amn_mpi.meta import BLOCK
+        from amn_mpi.blocks import BLOCK
 
         clients, layout = self.setting.clients, self.setting.layout
         layers, largest = len(layout.groups), max(group.size for group in layout.groups)
@@ -181,10 +180,10 @@ class AMN(Method):
         """The chain rule on the models from which the hybrids were formed, then Adam."""
         import torch
 
-        from amn_mpi import meta
+        from amn_mpi import blocks, meta
 
         _, parameters, gradient = self._meta()
-        inner = meta.products(gradients, server["models"], self.setting.layout)
+        inner = blocks.products(gradients, server["models"], self.setting.layout)
         weights = torch.from_numpy(self.setting.samples[cohort] / self.setting.samples[cohort].sum())
         mixing = self._mixing(server, round, cohort)
         gradient.zero_()
@@ -213,16 +212,19 @@ class AMN(Method):
 
     # ---- the client's rank
 
+    def keeps(self, initial: torch.Tensor) -> State:
+        return {"model": initial, "hybrid": initial}
+
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
         held = held_out(len(client.y), self.options.held_out)
         x, y, x_held, y_held = client.x[held:], client.y[held:], client.x[:held], client.y[:held]
-        model, gradient = client.up
-        model.copy_(engine.train(received, x, y, client.generator("shuffle")))
+        hybrid, (model, gradient) = received[0], client.up
+        model.copy_(engine.train(hybrid, x, y, client.generator("shuffle")))
         gradient.copy_(engine.gradient(model, x_held, y_held))
-        losses = [engine.loss(received.lerp(model, rho), x_held, y_held) for rho in RHO]
+        losses = [engine.loss(hybrid.lerp(model, rho), x_held, y_held) for rho in RHO]
         return Update(
             figures=dict(zip(self.wire.figures, losses)),
-            state={"model": model, "hybrid": received},
+            state={"model": model, "hybrid": hybrid},
         )
 
     def deployed(
@@ -232,8 +234,3 @@ class AMN(Method):
         yield "local", model
         yield "hybrid", hybrid
         yield "blend", hybrid.lerp(model, numbers["rho"])
-
-
-def held_out(samples: int, fraction: float) -> int:
-    """How many of a client's training samples serve the meta step: at least 2, at most half."""
-    return max(min(2, samples // 2), min(samples // 2, round(fraction * samples)))

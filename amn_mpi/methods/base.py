@@ -3,18 +3,20 @@
 A method is its paper's update rule. It never sees ranks, never loops over clients, never touches
 a file. The runtime draws the cohort, moves vectors, keeps state by name, evaluates.
 
-Vectors are float32 torch tensors of shape (P,), matrices have one row per client. Tensors handed
-in are the runtime's buffers: read them, or fill those documented as outputs, and keep no
-reference to them beyond the call.
+A model is a float32 torch tensor of shape (P,). What travels has shape (S,): the whole model, or
+the ``part`` of it that the method shares. Tensors handed in are the runtime's buffers: read them,
+or fill those documented as outputs, and keep no reference to them beyond the call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+
+from amn_mpi.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -28,50 +30,42 @@ State = dict[str, Any]  # name -> torch tensor: all that a method keeps, so one 
 
 @dataclass(frozen=True)
 class Wire:
-    """What a method moves in a round and what it keeps.
+    """What a method moves in a round.
 
     Attributes:
-        down: nothing, one vector for all (broadcast), or a row for each client of the cohort.
-        up: nothing, only the weighted mean over the cohort (weights: training samples; summed in
-            fixed point, so independent of the ranks), or every client's rows.
-        vectors: vectors of P floats that a client returns.
+        down: nothing, the same for all (broadcast), or something for each client of the cohort.
+        up: nothing, only the weighted mean over the cohort (summed in fixed point, so independent
+            of the ranks), or what every client returns.
+        received, returned: vectors that a client gets and gives, each of S floats.
+        weights: of the mean: by training samples, or all clients of the cohort alike.
         figures: names of single numbers that a client returns.
-        state: names of the vectors that stay with each client from round to round; all start as
-            the initial model.
-        fresh: how many of them a local update allocates anew instead of pointing into what was
-            received or is sent.
+        renewed: a client's models for evaluation are made of what the server would send next;
+            always so for a broadcast.
     """
 
     down: Literal["none", "broadcast", "rows"]
     up: Literal["none", "mean", "rows"]
-    vectors: int = 1
+    received: int = 1
+    returned: int = 1
+    weights: Literal["samples", "equal"] = "samples"
     figures: tuple[str, ...] = ()
-    state: tuple[str, ...] = ()
-    fresh: int = 0
-
-    def worker_rows(self) -> tuple[int, int]:
-        """(c, s): an owner of k clients holds (c + s x k) x P floats beside its data.
-
-        c: workspace, its gradient, the initial model, one scratch vector (a layer's gradient
-        before it is added, or a method's blend), and what a broadcast and a mean take.
-        s: rows received, rows to return, state. SGD with momentum takes one vector more.
-        """
-        c = 4 + (self.down == "broadcast")
-        if self.up == "mean":
-            # The slot; in 64 bits the sum, and what MPI adds a neighbour's to.
-            c += 5 * self.vectors
-        s = (self.down == "rows") + self.vectors * (self.up == "rows") + len(self.state)
-        return c, s + self.fresh
+    renewed: bool = False
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every method may know beforehand; ``samples`` are training samples, shape (N,)."""
+    """What every method may know beforehand.
+
+    Attributes:
+        samples: training samples of each client, (N,).
+        draw: ``draw(k)`` is the k-th random initial model, (P,); number 0 is everybody's start.
+    """
 
     layout: ParameterLayout
     samples: np.ndarray
     seed: int
     local: config.Local
+    draw: Callable[[int], torch.Tensor] | None = None
 
     @property
     def clients(self) -> int:
@@ -84,8 +78,8 @@ class Client:
 
     Attributes:
         x, y: its training samples, in an order that is random but fixed for the run.
-        state: its vectors by name (read-only).
-        up: (vectors, P): fill it with what the client returns.
+        state: what it keeps, by name (read-only).
+        up: (returned, S): fill it with what the client returns; it holds anything at first.
         generator: ``generator(purpose)`` draws anew for this round and client.
     """
 
@@ -102,8 +96,9 @@ class Client:
 class Update:
     """What a client's turn leaves: single numbers to return, and its new state by name.
 
-    State vectors may be views of ``client.up`` or of what was received: they are copied when the
-    round is committed. ``seconds`` is the turn's wall time, filled in by the runtime.
+    State vectors may be views of ``client.up`` or of what was received, never of the engine's
+    workspace: they are copied when the round is committed. ``seconds`` is the turn's wall time,
+    filled in by the runtime.
     """
 
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -111,13 +106,20 @@ class Update:
     seconds: float = 0.0
 
 
+class Pull(NamedTuple):
+    """A proximal term strength / 2 * ||w - anchor||^2 beside the loss; ``anchor``, (P,), is a constant."""
+
+    anchor: torch.Tensor
+    strength: float
+
+
 @dataclass(frozen=True)
 class Arrived:
     """What the cohort returned, on rank 0, in cohort order; what was not asked for is empty.
 
     Attributes:
-        rows: (clients of the cohort, vectors, P) for ``up = "rows"``.
-        mean: (vectors, P) for ``up = "mean"``.
+        rows: (clients of the cohort, returned, S) for ``up = "rows"``.
+        mean: (returned, S) for ``up = "mean"``.
         figures: name -> (clients of the cohort,) float64.
         seconds: (clients of the cohort,) wall time of each turn.
     """
@@ -133,37 +135,45 @@ class Method:
 
     Attributes:
         Options: frozen dataclass of the method's keys, ``name`` first.
+        wire: what it moves.
         models: names of the models that are evaluated.
+        part: the coordinates that travel: the whole model unless ``__init__`` says otherwise.
+        plain_sgd: it takes steps of its own, for which SGD's momentum is not defined.
+        fresh, scratch: vectors of P floats that a turn allocates: for each client until the round
+            ends (new state that does not point into what was received or is sent), and until the
+            turn ends.
     """
 
     Options: ClassVar[Any]
-    wire: ClassVar[Wire]
+    wire: Wire
     models: ClassVar[tuple[str, ...]] = ("local",)
+    plain_sgd: ClassVar[bool] = False
+    fresh: float = 0.0
+    scratch: float = 0.0
 
     def __init__(self, options: Any, setting: Setting) -> None:
         self.options, self.setting = options, setting
+        self.part = setting.layout.whole
+        if self.plain_sgd and setting.local.momentum:
+            raise ConfigError(
+                f"local.momentum = {setting.local.momentum}: method.name = {options.name} takes "
+                "steps without momentum; valid is 0"
+            )
 
     @property
     def headline(self) -> str:
         """Which of ``models`` counts as the client's own."""
         return self.models[0]
 
-    def server_rows(self, cohort: int) -> float:
-        """Vectors of P floats that rank 0 needs for its state and its steps on ``cohort`` clients.
-
-        The exchange's buffers are not among them.
-        """
-        return 1.0
-
     # ---- rank 0
 
     def init(self, initial: torch.Tensor) -> State:
         """Server state by name from the initial model, shape (P,)."""
-        return {"model": initial.clone()}
+        return {"model": self.part.take(initial).clone()}
 
     def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
-        """Fill what goes down: ``out`` is (1, P) for a broadcast, else (len(cohort), P)."""
-        out[0] = server["model"]
+        """Fill what goes down: ``out`` is (1, received, S) for a broadcast, else (n, received, S)."""
+        out[0, 0] = server["model"]
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         """Change the server state by what arrived; returns figures for the metrics."""
@@ -179,16 +189,57 @@ class Method:
 
     # ---- the client's rank
 
+    def keeps(self, initial: torch.Tensor) -> State:
+        """What a client keeps from round to round, by name, as it starts from (P,) ``initial``.
+
+        Shapes are free; called with a tensor on the meta device to learn them.
+        """
+        return {}
+
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
-        """The client's turn; ``received`` is (P,), and empty where nothing goes down."""
+        """The client's turn; ``received`` is (received, S), and empty where nothing goes down."""
         raise TypeError(f"{type(self).__name__} has no local update")
 
     def deployed(
         self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """The client's models as (name, vector), in the order of ``models``.
+        """The client's models as (name, (P,) vector), in the order of ``models``.
 
-        ``received`` is the newest broadcast, and empty for methods without one. A vector may be
-        the engine's workspace.
+        ``received`` is what the server would send next, (received, S), and empty for methods
+        without a broadcast that are not ``renewed``. A vector may be the engine's workspace.
         """
         yield "local", client.state["model"]
+
+    # ---- what it costs
+
+    def server_rows(self, cohort: int) -> float:
+        """Vectors of P floats that rank 0 needs for its state and its steps on ``cohort`` clients.
+
+        The exchange's buffers are not among them.
+        """
+        return self.part.size / self.setting.layout.size
+
+    def worker_rows(self) -> tuple[float, float]:
+        """(c, s): an owner of k clients holds (c + s x k) x P floats beside its data.
+
+        c: workspace, its gradient, the initial model, one scratch vector (a layer's gradient
+        before it is added, or a model put together), the turn's own scratch, and what a broadcast
+        and a mean take. s: vectors received and to return, and state. SGD with momentum takes one
+        vector more.
+        """
+        import torch
+
+        wire, size = self.wire, self.setting.layout.size
+        share = self.part.size / size
+        state = self.keeps(torch.empty(size, device="meta"))
+        c = 4.0 + self.scratch + (wire.down == "broadcast") * wire.received * share
+        if wire.up == "mean":
+            # The slot; in 64 bits the sum, and what MPI adds a neighbour's to.
+            c += 5 * wire.returned * share
+        s = (wire.down == "rows") * wire.received * share + (wire.up == "rows") * wire.returned * share
+        return c, s + self.fresh + sum(vector.numel() for vector in state.values()) / size
+
+
+def held_out(samples: int, fraction: float) -> int:
+    """How many of a client's first training samples it keeps from training: at least 2, at most half."""
+    return max(min(2, samples // 2), min(samples // 2, round(fraction * samples)))

@@ -36,7 +36,7 @@ class FedAvg(Method):
     models: ClassVar[tuple[str, ...]] = ("global",)
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
-        client.up[0] = engine.train(received, client.x, client.y, client.generator("shuffle"))
+        client.up[0] = engine.train(received[0], client.x, client.y, client.generator("shuffle"))
         return Update()
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
@@ -46,4 +46,4 @@ class FedAvg(Method):
     def deployed(
         self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        yield "global", received
+        yield "global", received[0]

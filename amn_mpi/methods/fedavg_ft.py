@@ -37,5 +37,5 @@ class FedAvgFinetuned(FedAvg):
         self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         order = client.generator("finetune")
-        yield "finetuned", engine.train(received, client.x, client.y, order)
-        yield "global", received
+        yield "finetuned", engine.train(received[0], client.x, client.y, order)
+        yield "global", received[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Client, Method, Update, Wire
+from amn_mpi.methods.base import Client, Method, State, Update, Wire
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,11 @@ class Local(Method):
     """No exchange at all: the model stays with its client."""
 
     Options = Options
-    wire = Wire(down="none", up="none", vectors=0, state=("model",), fresh=1)
+    wire = Wire(down="none", up="none", received=0, returned=0)
+    fresh = 1
+
+    def keeps(self, initial: torch.Tensor) -> State:
+        return {"model": initial}
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
         model = engine.train(client.state["model"], client.x, client.y, client.generator("shuffle"))
