@@ -14,6 +14,22 @@ METHODS: dict[str, str] = {
     "local": "amn_mpi.methods.local:Local",
     "fedavg": "amn_mpi.methods.fedavg:FedAvg",
     "fedavg_ft": "amn_mpi.methods.fedavg_ft:FedAvgFinetuned",
+    "fedprox": "amn_mpi.methods.fedprox:FedProx",
+    "scaffold": "amn_mpi.methods.scaffold:Scaffold",
+    "per_fedavg": "amn_mpi.methods.per_fedavg:PerFedAvg",
+    "pfedme": "amn_mpi.methods.pfedme:PFedMe",
+    "ditto": "amn_mpi.methods.ditto:Ditto",
+    "apfl": "amn_mpi.methods.apfl:APFL",
+    "fedper": "amn_mpi.methods.fedper:FedPer",
+    "fedrep": "amn_mpi.methods.fedrep:FedRep",
+    "lg_fedavg": "amn_mpi.methods.lg_fedavg:LGFedAvg",
+    "fedbn": "amn_mpi.methods.fedbn:FedBN",
+    "fedamp": "amn_mpi.methods.fedamp:FedAMP",
+    "heur_fedamp": "amn_mpi.methods.heur_fedamp:HeurFedAMP",
+    "fedfomo": "amn_mpi.methods.fedfomo:FedFomo",
+    "pfedhn": "amn_mpi.methods.pfedhn:PFedHN",
+    "fedala": "amn_mpi.methods.fedala:FedALA",
+    "ifca": "amn_mpi.methods.ifca:IFCA",
 }
 DEFAULT = "amn"
 

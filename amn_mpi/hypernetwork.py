@@ -1,0 +1,27 @@
+"""pFedHN's network on the server (needs torch at import, so it has a file of its own)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class HyperNetwork(nn.Module):
+    """Client embeddings, a small MLP, and one linear map to all P parameters of a client's model.
+
+    The authors have a linear head for each of the target's tensors; stacked they are this one, and
+    PyTorch's default initialisation, which depends on the inputs only, is the same.
+    """
+
+    def __init__(self, clients: int, embedding: int, hidden: int, layers: int, size: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(clients, embedding)
+        body: list[nn.Module] = [nn.Linear(embedding, hidden)]
+        for _ in range(layers):
+            body += [nn.ReLU(), nn.Linear(hidden, hidden)]
+        self.body = nn.Sequential(*body)
+        self.head = nn.Linear(hidden, size)
+
+    def forward(self, clients: torch.Tensor) -> torch.Tensor:
+        """(n,) client numbers -> (n, P) models."""
+        return self.head(self.body(self.embeddings(clients)))

@@ -1,0 +1,61 @@
+"""HeurFedAMP: the heuristic form of FedAMP for deep networks, in the same paper: Huang et al.,
+"Personalized Cross-Silo Federated Learning on Non-IID Data", AAAI 2021."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from amn_mpi.config import key
+from amn_mpi.methods.base import Arrived, State
+from amn_mpi.methods.fedamp import FedAMP
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """The paper sets the self weight to about one in the number of clients that are alike."""
+
+    name: str = key("heur_fedamp", "method")
+    lam: float = key(1.0, "lambda: weight of the attraction", ge=0)
+    alpha: float = key(1.0, "alpha_k: divides lambda in the client's problem", gt=0)
+    sigma: float = key(25.0, "sharpness of the attention in cosines", ge=0)
+    self_weight: float = key(0.1, "xi_ii: weight of the client's own model", ge=0, lt=1)
+    start: Literal["own", "message"] = key("own", "where a client's SGD starts: its own model, or u_i")
+
+
+class HeurFedAMP(FedAMP):
+    """xi_ij = (1 - xi_ii) softmax over j != i of sigma cos(w_i, w_j), of whole models as they are."""
+
+    Options: ClassVar[Any] = Options
+
+    def init(self, initial: torch.Tensor) -> State:
+        import torch
+
+        # <w_i - w_0, w_0>: with the inner products about w_0 they give those of the models.
+        return {**super().init(initial), "along": torch.zeros(self.setting.clients, dtype=torch.float64)}
+
+    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
+        import torch
+
+        from amn_mpi import blocks
+
+        figures, reference = super().aggregate(server, round, cohort, arrived), server["reference"]
+        along = blocks.inner(arrived.rows[:, 0], 2 * reference[None], reference)
+        server["along"][torch.from_numpy(cohort)] = along[:, 0]
+        return figures
+
+    def listening(self, server: State) -> torch.Tensor:
+        import torch
+
+        along, square = server["along"], float(server["reference"].double().square().sum())
+        dots = server["inner"] + along[:, None] + along + square
+        norms = dots.diagonal().sqrt().clamp_min(1e-30)
+        logits = self.options.sigma * dots / (norms[:, None] * norms)
+        heard = server["seen"] & ~torch.eye(len(norms), dtype=torch.bool)
+        shares = torch.softmax(logits.masked_fill(~heard, -torch.inf), dim=1)
+        return (1 - self.options.self_weight) * shares.nan_to_num(0.0)

@@ -1,0 +1,73 @@
+"""What methods share that average some layers and leave the others with the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from amn_mpi.errors import ConfigError
+from amn_mpi.methods.base import Client, Setting, State, Update
+from amn_mpi.methods.fedavg import FedAvg
+
+if TYPE_CHECKING:
+    import torch
+
+    from amn_mpi.local import Engine
+
+
+class PartlyShared(FedAvg):
+    """FedAvg on some layers; a client's model is those and its own other layers, trained jointly.
+
+    Only the shared layers travel; ``private_layers`` says which do not. Evaluated: the newest
+    shared layers with the client's own.
+    """
+
+    models: ClassVar[tuple[str, ...]] = ("personal",)
+    scratch = 1
+
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__(options, setting)
+        layout, private = setting.layout, set(self.private_layers())
+        self.private = layout.part(private)
+        self.part = layout.part(set(layout.layers) - private)
+        self.fresh = self.private.size / layout.size
+
+    def private_layers(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def keeps(self, initial: torch.Tensor) -> State:
+        return {"private": self.private.take(initial)}
+
+    def joined(self, client: Client, shared: torch.Tensor, engine: Engine) -> torch.Tensor:
+        """The client's whole model, (P,)."""
+        model = engine.vector(shared.new_empty(self.setting.layout.size))
+        return self.private.put(client.state["private"], self.part.put(shared, model))
+
+    def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
+        model = self.trained(client, self.joined(client, received[0], engine), engine)
+        client.up[0] = self.part.take(model)
+        return Update(state={"private": self.private.take(model).clone()})
+
+    def trained(self, client: Client, model: torch.Tensor, engine: Engine) -> torch.Tensor:
+        """Local training of the whole model."""
+        return engine.train(model, client.x, client.y, client.generator("shuffle"))
+
+    def deployed(
+        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "personal", self.joined(client, received[0], engine)
+
+
+def last_layers(setting: Setting, count: int) -> Sequence[str]:
+    """The ``count`` layers nearest the output: the head.
+
+    Raises:
+        ConfigError: the model has no layer left for the body.
+    """
+    layers = setting.layout.layers
+    if count >= len(layers):
+        raise ConfigError(
+            f"method.head = {count}: the model has {len(layers)} layers ({', '.join(layers)}); "
+            f"valid is at most {len(layers) - 1}"
+        )
+    return layers[len(layers) - count :]

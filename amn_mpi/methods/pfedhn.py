@@ -1,0 +1,125 @@
+"""pFedHN: Shamsian, Navon, Fetaya, Chechik, "Personalized Federated Learning using Hypernetworks",
+ICML 2021, algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from amn_mpi import rng
+from amn_mpi.config import key
+from amn_mpi.errors import ConfigError
+from amn_mpi.methods.base import Arrived, Client, Method, Setting, State, Update, Wire
+
+if TYPE_CHECKING:
+    import torch
+
+    from amn_mpi.local import Engine
+
+
+@dataclass(frozen=True)
+class Options:
+    """Defaults are those of the authors' code."""
+
+    name: str = key("pfedhn", "method")
+    embedding: int = key(0, "numbers that describe a client; 0: 1 + clients / 4", ge=0, lt=2**20)
+    hidden: int = key(100, "units of the hypernetwork's hidden layers", ge=1, lt=2**20)
+    layers: int = key(3, "hidden layers after the first", ge=0, le=64)
+    server_lr: float = key(0.01, "step size of the hypernetwork", gt=0)
+    server_momentum: float = key(0.9, "its momentum", ge=0, lt=1)
+    server_decay: float = key(0.001, "its weight decay", ge=0)
+    clip: float = key(50.0, "largest norm of its gradient; 0: any", ge=0)
+
+
+class PFedHN(Method):
+    """A network h on the server makes every client's model: theta_i = h(v_i; phi).
+
+    Client i trains theta_i to theta~_i. The server's gradient by (phi, v_i) is J^T (theta_i -
+    theta~_i), the chain rule on the client's model difference, and it takes a step of SGD with
+    momentum. The paper lets one client after the other train; here the cohort trains at the same
+    time and the server takes one step for each member in turn, each with J at its current (phi, v).
+    Evaluated: the models that the network makes, without local training, as in the paper.
+    """
+
+    Options: ClassVar[Any] = Options
+    wire = Wire(down="rows", up="rows", renewed=True)
+    models: ClassVar[tuple[str, ...]] = ("generated",)
+
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self._tools: Any = None
+        if setting.layout.normalised:
+            raise ConfigError(
+                "method.name = pfedhn: a hypernetwork cannot make running statistics; choose a "
+                "model.name without batch normalisation"
+            )
+
+    def init(self, initial: torch.Tensor) -> State:
+        return {"network": self._network()[1].clone(), "momentum": 0 * self._network()[1]}
+
+    def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
+        import torch
+
+        network, _, _ = self._network(server)
+        with torch.no_grad():
+            for row, client in zip(out, cohort):
+                row.copy_(network(torch.tensor([int(client)])))
+
+    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
+        import torch
+
+        network, parameters, gradient = self._network(server)
+        for client, difference in zip(cohort, arrived.rows):
+            gradient.zero_()
+            network(torch.tensor([int(client)])).backward(-difference)
+            self._step(parameters, gradient, server["momentum"])
+        server["network"].copy_(parameters)
+        return {}
+
+    def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor) -> None:
+        o = self.options
+        if o.clip:
+            gradient.mul_(min(1.0, o.clip / max(float(gradient.norm()), 1e-30)))
+        gradient.add_(parameters, alpha=o.server_decay)
+        momentum.mul_(o.server_momentum).add_(gradient)
+        parameters.sub_(momentum, alpha=o.server_lr)
+
+    def _network(self, server: State | None = None) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """(network, its parameters as one vector, their gradient), set to the server's state."""
+        import torch
+
+        from amn_mpi.hypernetwork import HyperNetwork
+        from amn_mpi.params import ParameterLayout, bind
+
+        if self._tools is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(rng.torch_seed(self.setting.seed, "hypernetwork"))
+                network = HyperNetwork(*self._shape(), self.setting.layout.size)
+            self._tools = (network, *bind(network, ParameterLayout.of(network)))
+        if server is not None:
+            self._tools[1].copy_(server["network"])
+        return self._tools
+
+    def _shape(self) -> tuple[int, int, int, int]:
+        clients, o = self.setting.clients, self.options
+        return clients, o.embedding or 1 + clients // 4, o.hidden, o.layers
+
+    def server_rows(self, cohort: int) -> float:
+        """State and momentum, the network itself, its gradient, and the head's before it is added."""
+        (clients, width, hidden, layers), size = self._shape(), self.setting.layout.size
+        body = clients * width + (width + 1) * hidden + layers * (hidden + 1) * hidden
+        return 2 + 5 * (hidden + 1 + body / size)
+
+    def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
+        theta, order = received[0], client.generator("shuffle")
+        client.up[0] = engine.train(theta, client.x, client.y, order)
+        client.up[0] -= theta
+        return Update()
+
+    def deployed(
+        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "generated", received[0]
