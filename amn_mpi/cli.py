@@ -45,20 +45,33 @@ def parse(argv: Sequence[str]) -> tuple[Config, bool]:
     words, files, switches = _split(argv)
     if "version" in switches:
         raise Printed(f"amn_mpi {__version__}")
-    layers = [_read(name) for name in files]
+    layers = [read(name) for name in files]
+    if "help" in switches:
+        raise Printed(_help(all_keys(methods.options(_method_name(words, layers)))))
+    config = resolve(layers, words)
+    if "print_config" in switches:
+        raise Printed(yaml.safe_dump(config.as_dict(), sort_keys=False).rstrip())
+    return config, "dry_run" in switches
+
+
+def resolve(layers: list[dict[str, Any]], words: Sequence[str]) -> Config:
+    """The configuration out of layers of {dotted key: value} and ``--key value`` words; later ones win.
+
+    Args:
+        layers: each with the name of its source under "", see ``layer``.
+
+    Raises:
+        ConfigError: as ``parse``.
+    """
     name = _method_name(words, layers)
     options = methods.options(name)
     known = all_keys(options)
-    if "help" in switches:
-        raise Printed(_help(known))
     merged = _merge(layers, known, name)
     for word in words[::2]:
         _check_key(word[2:], known, "command line")
     config = build(_parse_types(merged, words, known), options)
     _check_baselines(config.baselines)
-    if "print_config" in switches:
-        raise Printed(yaml.safe_dump(config.as_dict(), sort_keys=False).rstrip())
-    return config, "dry_run" in switches
+    return config
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
@@ -104,16 +117,30 @@ def _find(name: str) -> Path:
     raise ConfigError(f"--config {name}: no such file; known by name are {', '.join(names)}")
 
 
-def _read(name: str) -> dict[str, Any]:
-    """One YAML file as {dotted key: value}, with the file's name kept for messages."""
+def read(name: str) -> dict[str, Any]:
+    """One YAML file, by path or by name, as a layer."""
     path = _find(name)
+    return layer(load(path), str(path))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The tree in a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no tree.
+    """
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {type(tree).__name__}; valid is a tree of key: value")
-    return {"": str(path), **_flatten(tree)}
+    return tree
+
+
+def layer(tree: dict[str, Any], source: str) -> dict[str, Any]:
+    """A tree of keys as {dotted key: value}, with the name of its source kept for messages."""
+    return {"": source, **_flatten(tree)}
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -126,7 +153,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _method_name(words: list[str], layers: list[dict[str, Any]]) -> str:
+def _method_name(words: Sequence[str], layers: list[dict[str, Any]]) -> str:
     name = methods.DEFAULT
     for layer in layers:
         name = layer.get("method.name", name)
@@ -186,7 +213,7 @@ def _parser(known: dict[str, Key]) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _parse_types(merged: dict[str, Any], words: list[str], known: dict[str, Key]) -> dict[str, Any]:
+def _parse_types(merged: dict[str, Any], words: Sequence[str], known: dict[str, Key]) -> dict[str, Any]:
     """Types as declared, by jsonargparse; its refusal becomes one line with what is valid."""
     given = [f"--{k}={_text(v, known[k])}" for k, v in merged.items()]
     given += [f"{option}={value}" for option, value in zip(words[::2], words[1::2])]

@@ -18,7 +18,7 @@ class Clock:
     def __init__(self, comm: Communicator, started: float) -> None:
         self._comm, self._stack = comm, ["start"]
         self.seconds: dict[str, float] = defaultdict(float)
-        self._since, self._waited = started, 0.0
+        self._since, self._waited = started, comm.wait_seconds
 
     def begin(self, phase: str) -> None:
         """From now on what no inner phase claims counts as ``phase``."""

@@ -38,6 +38,9 @@ class Data:
     )
     test_per_client: int = key(0, "test samples a client; 0: test_fraction decides", ge=0)
     test_fraction: float = key(0.25, "part of a client's samples kept for its test", gt=0, lt=1)
+    validation: float = key(
+        0.0, "for tuning: this part of the training samples instead of the test samples", ge=0, lt=1
+    )
     min_samples: int = key(10, "least number of training samples of any client", ge=1)
     labels: Literal["iid", "dirichlet", "classes", "groups"] = key(
         "dirichlet", "who sees which labels: the same mix, Dirichlet(alpha), k classes, a mix per group"

@@ -16,6 +16,10 @@ class ConfigError(UserError):
     status = 2
 
 
+class Diverged(UserError):
+    """A client's training left the numbers; raised by every rank at the end of the same round."""
+
+
 class Stopped(UserError):
     """The run was asked to stop by a signal; ``status`` is 128 plus its number."""
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from amn_mpi.comm import Communicator
-from amn_mpi.errors import UserError
 from amn_mpi.methods.base import Arrived, Method, State, Update
 from amn_mpi.placement import Placement
 
@@ -21,6 +20,11 @@ from amn_mpi.placement import Placement
 # clients there are.
 FIXED = 2.0**40
 BOUND = 2.0**22
+TROUBLES = (
+    "",
+    "its model holds NaN or Inf; a smaller local.lr is the usual remedy",
+    f"a parameter exceeds {BOUND:g}; a smaller local.lr is the usual remedy",
+)
 BLOCK = 65536  # columns converted at a time: the scratch stays in the cache
 
 
@@ -95,23 +99,26 @@ class Exchange:
         """(returned, S): where this rank's ``position``-th client of the cohort puts what it sends."""
         return self.up[position if self.method.wire.up == "rows" else 0]
 
-    def take(self, client: int, position: int, cohort: np.ndarray, update: Update) -> None:
-        """A client's turn is over: check what it leaves and, for a mean, add it to the sum."""
+    def take(self, client: int, position: int, cohort: np.ndarray, update: Update) -> int:
+        """A client's turn is over: check what it leaves and, for a mean, add it to the sum.
+
+        Returns:
+            0, or the number of what is wrong in ``TROUBLES``; it goes up with the figures, so that
+            all ranks end the round together.
+        """
         vectors = self.slot(position)
         if not all(torch.isfinite(v.sum()) for v in (vectors, *update.state.values())):
-            raise UserError(
-                f"client {client} diverged: its model holds NaN or Inf; a smaller local.lr is "
-                "the usual remedy"
-            )
+            return 1
         if self._sum is None:
-            return
+            return 0
         weight = 1.0 / len(cohort)
         if self.method.wire.weights == "samples":
             weight = float(self.samples[client]) / float(self.samples[cohort].sum())
         if float(vectors.abs().max()) > BOUND:
-            raise UserError(f"client {client} diverged: a parameter exceeds {BOUND:g}")
+            return 2
         for total, piece in zip(self._sum.split(BLOCK, 1), vectors.split(BLOCK, 1)):
             total += (piece.double() * (weight * FIXED)).round_().long()
+        return 0
 
     def bring_up(self, cohort: np.ndarray, updates: Sequence[Update]) -> Arrived | None:
         """What the cohort returned, on rank 0; None elsewhere."""
@@ -130,12 +137,20 @@ class Exchange:
                     out.copy_(piece.double() / FIXED)
             self._sum.zero_()
         # The seconds are asked for always: with them a round ends on rank 0 when it ends.
-        table = [[u.seconds, *(u.figures[name] for name in wire.figures)] for u in updates]
+        table = [[-u.trouble or u.seconds, *(u.figures[name] for name in wire.figures)] for u in updates]
         numbers = self.gather_numbers(np.array(table), 1 + len(wire.figures), cohort)
         if not comm.is_server:
             return None
         figures = {name: numbers[:, 1 + k] for k, name in enumerate(wire.figures)}
-        return Arrived(rows, mean, figures, numbers[:, 0])
+        return Arrived(rows, mean, figures, numbers[:, 0], self._told(cohort, numbers[:, 0]))
+
+    @staticmethod
+    def _told(cohort: np.ndarray, seconds: np.ndarray) -> str:
+        """What went wrong at the first client where something did."""
+        wrong = np.flatnonzero(seconds < 0)
+        if not len(wrong):
+            return ""
+        return f"client {cohort[wrong[0]]} diverged: {TROUBLES[int(-seconds[wrong[0]])]}"
 
     def gather_numbers(self, own: np.ndarray, width: int, cohort: np.ndarray) -> np.ndarray:
         """Rows of ``width`` float64 from every client of the cohort, in cohort order on rank 0."""

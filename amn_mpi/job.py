@@ -13,7 +13,7 @@ from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
-from amn_mpi.errors import UserError
+from amn_mpi.errors import Diverged, UserError
 from amn_mpi.runfolder import RunFolder
 from amn_mpi.session import Session
 
@@ -24,32 +24,60 @@ def run_all(
     """The configured run, its baselines on the same clients, and the result of it all."""
     with clock("prepare"):
         ready = _ready(config, comm, fed)
-    if folder is not None:
-        folder.start(config)
-    before = (time.process_time(), comm.wait_cpu)
-    run, recorder = session.train(ready, config, clock, folder)
-    cost = comm.collect(_cost(ready, clock, *before))
-    rows, digest = session.final_models(run), ""
-    if folder is not None:
-        digest = folder.write_models(ready.layout, fed.clients, rows, _about(config, fed))
-    else:
-        deque(rows, maxlen=0)  # the other ranks only send
-    found = {} if recorder is None else result.describe(ready, recorder, cost, digest)
-    del run, rows, recorder  # the baselines take their place
+    found = run_one(ready, config, folder, clock, models=True)
     found["baselines"] = _baselines(ready, config)
     if folder is not None:
         folder.finish(found)
         result.show(found, str(folder.path))
 
 
-def _cost(ready: Session, clock: Clock, cpu: float, wait_cpu: float) -> dict[str, Any]:
+def run_one(
+    ready: Session, config: Config, folder: RunFolder | None, clock: Clock, models: bool
+) -> dict[str, Any]:
+    """One run from its beginning to its result, which is empty on ranks other than 0.
+
+    Args:
+        models: keep the clients' own models in the folder.
+
+    Raises:
+        Diverged: on every rank.
+    """
+    comm = ready.comm
+    if folder is not None:
+        folder.start(config)
+    before = (time.process_time(), comm.wait_cpu, dict(comm.sent))
+    run, recorder = session.train(ready, config, clock, folder)
+    cost = comm.collect(_cost(ready, clock, *before))
+    digest = ""
+    if models:
+        rows = session.final_models(run)
+        if folder is not None:
+            digest = folder.write_models(ready.layout, ready.fed.clients, rows, _about(config, ready.fed))
+        else:
+            deque(rows, maxlen=0)  # the other ranks only send
+    return {} if recorder is None else result.describe(ready, recorder, cost, digest)
+
+
+def cell(config: Config, comm: Communicator, fed: Federation, folder: RunFolder | None) -> dict[str, Any]:
+    """One run of a comparison; a diverged one has a result that says so. Empty on other ranks."""
+    clock = Clock(comm, time.monotonic())
+    with clock("prepare"):
+        ready = _ready(config, comm, fed)
+    try:
+        return run_one(ready, config, folder, clock, models=False)
+    except Diverged as reason:
+        told = {"method": config.method.name, "seed": config.seed, "diverged": str(reason)}
+        return {} if folder is None else {**told, "config": config.as_dict()}
+
+
+def _cost(ready: Session, clock: Clock, cpu: float, wait_cpu: float, sent: dict[str, int]) -> dict[str, Any]:
     """What training cost this rank."""
     comm = ready.comm
     return {
         "seconds": clock.snapshot(),
         "training_cpu": time.process_time() - cpu,
         "wait_cpu": comm.wait_cpu - wait_cpu,
-        "sent": dict(comm.sent),
+        "sent": {kind: count - sent.get(kind, 0) for kind, count in comm.sent.items()},
         "memory_mb": _peak_memory(),
         "engine": f"{ready.engine.device.type}-{ready.engine.name}",
     }

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,7 +27,7 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
-from amn_mpi.errors import Stopped, UserError
+from amn_mpi.errors import Diverged, Stopped, UserError
 
 if TYPE_CHECKING:
     from amn_mpi.config import Config
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from amn_mpi.runfolder import RunFolder
 
 
-def main(argv: Sequence[str]) -> NoReturn:
-    """Run on this rank and end the process; never returns."""
+def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] | None = None) -> NoReturn:
+    """Run on this rank and end the process; never returns. ``do`` is the work, by default a run."""
     comm = Communicator()
     try:
         _on_signals(_stop)
-        work(comm, argv)
+        (do or work)(comm, argv)
     except UserError as error:
         _on_signals(signal.SIG_IGN)  # a second one would interrupt the account of the first
-        comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, Stopped))
+        comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, (Diverged, Stopped)))
     except BaseException as error:
         _on_signals(signal.SIG_IGN)
         comm.fail(_account(error, comm))
@@ -82,8 +82,8 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
         fed = None
         if comm.is_server:
             with clock("prepare"):
-                fed = _prepare(config)
-        with _signals_held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
+                fed = prepare(config)
+        with signals_held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
             from amn_mpi import job
         if fed is not None:
             _warn(config, fed, comm)
@@ -124,7 +124,8 @@ def _open_folder(config: Config) -> RunFolder:
     return RunFolder(default_folder(config), made=True)
 
 
-def _prepare(config: Config) -> Federation:
+def prepare(config: Config) -> Federation:
+    """Rank 0 reads the data, or finds it prepared."""
     from amn_mpi import data
 
     return data.prepare(config.data, config.seed)
@@ -150,7 +151,7 @@ def _dry_run(config: Config, comm: Communicator) -> None:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """A signal meanwhile counts afterwards: an exception through the C++ of an import is a crash."""
     noted: list[int] = []
     _on_signals(lambda number, frame: noted.append(number))

@@ -20,7 +20,7 @@ from amn_mpi import rng
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
-from amn_mpi.errors import UserError
+from amn_mpi.errors import Diverged
 from amn_mpi.exchange import Exchange
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Arrived, Client, Method, State, Update
@@ -45,6 +45,7 @@ class Run:
         samples: this rank's clients by number, ascending; empty on a rank that only serves.
         state: name -> (own clients, ...), in the same order.
         server: the method's server state on rank 0, else empty.
+        numbers: what the method's ``deploy`` gave after the last round.
     """
 
     config: Config
@@ -103,6 +104,8 @@ def run_round(run: Run, t: int) -> Outcome:
         arrived = run.exchange.bring_up(cohort, updates)
     with run.clock("server"):
         figures = serve(run, t, cohort, arrived)
+    with run.clock("exchange"):
+        agree(run, t, arrived)
     with run.clock("train"):
         commit(run, cohort, updates)
     seconds, correct = time.monotonic() - started, None
@@ -124,11 +127,8 @@ def turn(run: Run, t: int, cohort: np.ndarray, k: int, number: int, received: to
     client = view(run, t, number, run.exchange.slot(k))
     started = time.monotonic()
     update = run.method.local_update(client, share(run, k, received), run.engine)
-    try:
-        run.exchange.take(number, k, cohort, update)
-    except UserError as error:
-        raise UserError(f"round {t}: {error}") from None
-    return replace(update, seconds=time.monotonic() - started)
+    trouble = run.exchange.take(number, k, cohort, update)
+    return replace(update, seconds=time.monotonic() - started, trouble=trouble)
 
 
 def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:
@@ -140,10 +140,25 @@ def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:
 
 def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict[str, Any]:
     """The method's server step on rank 0."""
-    if arrived is None:
+    if arrived is None or arrived.trouble:
         return {}
     turns = {"mean": round(float(arrived.seconds.mean()), 4), "max": round(float(arrived.seconds.max()), 4)}
     return {**run.method.aggregate(run.server, t, cohort, arrived), "turn_seconds": turns}
+
+
+def agree(run: Run, t: int, arrived: Arrived | None) -> None:
+    """Rank 0 tells all what evaluation needs, or that the round is void.
+
+    Raises:
+        Diverged: on every rank, before anything of the round is kept.
+    """
+    word: str | dict[str, float] = ""
+    if arrived is not None:
+        word = arrived.trouble or run.method.deploy(run.server)
+    word = run.comm.share(word)
+    if isinstance(word, str):
+        raise Diverged(f"round {t}: {word}")
+    run.numbers = word
 
 
 def commit(run: Run, cohort: np.ndarray, updates: list[Update]) -> None:
@@ -172,7 +187,6 @@ def evaluate(run: Run, t: int) -> np.ndarray:
 def personal_models(run: Run, t: int) -> Iterator[tuple[int, Iterator[tuple[str, torch.Tensor]]]]:
     """This rank's clients with their models after round ``t``; a collective call."""
     everyone = np.arange(run.clients)
-    run.numbers = run.comm.share(run.method.deploy(run.server) if run.comm.is_server else None)
     newest = run.exchange.renew(t + 1, everyone, run.server)
     for k, number in enumerate(run.samples):
         client = view(run, t, number, run.exchange.up[:0])

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -47,6 +47,27 @@ def default_folder(config: Config) -> str:
             raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
 
 
+def lock(path: Path) -> IO[str]:
+    """Hold a folder as long as the file returned is open (flock), however this process ends.
+
+    Raises:
+        UserError: another process holds it. OSError: the folder cannot be written.
+    """
+    file = open(path / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"out = {path}: another run is writing there now") from None
+    except OSError as error:  # some cluster file systems know no locks
+        print(
+            f"amn_mpi: warning: out = {path}: cannot be locked ({error.strerror}); nothing keeps "
+            "a second run out",
+            file=sys.stderr,
+            flush=True,
+        )
+    return file
+
+
 class RunFolder:
     """Made and locked by rank 0 before anything is computed.
 
@@ -61,20 +82,9 @@ class RunFolder:
         self._made, self._started = made or not self.path.exists(), False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  # held as long as the run
+            self._lock = lock(self.path)
         except OSError as error:
             raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"out = {path}: another run is writing there now") from None
-        except OSError as error:  # some cluster file systems know no locks
-            print(
-                f"amn_mpi: warning: out = {path}: cannot be locked ({error.strerror}); nothing keeps "
-                "a second run out",
-                file=sys.stderr,
-                flush=True,
-            )
         there = [name for name in HELD if (self.path / name).exists()]
         if there:
             self._give_back()

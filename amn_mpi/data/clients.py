@@ -44,8 +44,8 @@ def load_clients(federation: Federation, clients: Sequence[int]) -> list[ClientD
 
 def _client(file: BinaryIO, federation: Federation, client: int) -> ClientData:
     first = int(federation.start[client])
-    rows = int(federation.start[client + 1]) - first
     n = int(federation.train[client])
+    rows = n + int(federation.test[client])
     raw = _rows(
         file, federation, federation.x_offset, np.dtype(federation.x_dtype), federation.shape, first, rows
     )

@@ -21,8 +21,8 @@ class Federation:
 
     ``path``: the file ("" when nothing was written); ``x_offset``, ``y_offset``: where its rows
     begin, in bytes; ``x_dtype``: numpy's name of their type (y is int32); ``shape``: one sample.
-    Client i has rows ``start[i]`` to ``start[i + 1]``: ``train[i]`` for training, then
-    ``test[i]``. ``train_counts`` (N, C) counts labels as the client sees them. A model sees
+    Client i has rows from ``start[i]``: ``train[i]`` for training, then ``test[i]``.
+    ``train_counts`` (N, C) counts labels as the client sees them. A model sees
     ``x * scale + shift``.
     """
 

@@ -97,13 +97,14 @@ class Update:
     """What a client's turn leaves: single numbers to return, and its new state by name.
 
     State vectors may be views of ``client.up`` or of what was received, never of the engine's
-    workspace: they are copied when the round is committed. ``seconds`` is the turn's wall time,
-    filled in by the runtime.
+    workspace: they are copied when the round is committed. The runtime fills in ``seconds``, the
+    turn's wall time, and ``trouble``, the number of what is wrong with it.
     """
 
     figures: Mapping[str, float] = field(default_factory=dict)
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     seconds: float = 0.0
+    trouble: int = 0
 
 
 class Pull(NamedTuple):
@@ -122,12 +123,14 @@ class Arrived:
         mean: (returned, S) for ``up = "mean"``.
         figures: name -> (clients of the cohort,) float64.
         seconds: (clients of the cohort,) wall time of each turn.
+        trouble: a sentence where a client's turn went wrong, else empty.
     """
 
     rows: torch.Tensor
     mean: torch.Tensor
     figures: Mapping[str, np.ndarray]
     seconds: np.ndarray
+    trouble: str = ""
 
 
 class Method:
@@ -138,6 +141,7 @@ class Method:
         wire: what it moves.
         models: names of the models that are evaluated.
         part: the coordinates that travel: the whole model unless ``__init__`` says otherwise.
+        aside: why comparisons list it apart from the others, "" if they do not.
         plain_sgd: it takes steps of its own, for which SGD's momentum is not defined.
         fresh, scratch: vectors of P floats that a turn allocates: for each client until the round
             ends (new state that does not point into what was received or is sent), and until the
@@ -147,6 +151,7 @@ class Method:
     Options: ClassVar[Any]
     wire: Wire
     models: ClassVar[tuple[str, ...]] = ("local",)
+    aside: ClassVar[str] = ""
     plain_sgd: ClassVar[bool] = False
     fresh: float = 0.0
     scratch: float = 0.0

@@ -26,6 +26,7 @@ class FedBN(PartlyShared):
 
     Options: ClassVar[Any] = Options
     wire = Wire(down="broadcast", up="mean", weights="equal")
+    aside = "trains the batch-norm form of the model"
 
     def private_layers(self) -> Sequence[str]:
         layers = self.setting.layout.normalised

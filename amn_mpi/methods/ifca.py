@@ -36,6 +36,7 @@ class IFCA(Method):
 
     Options: ClassVar[Any] = Options
     models: ClassVar[tuple[str, ...]] = ("group",)
+    aside = "is told the number of groups"
 
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)

@@ -1,0 +1,278 @@
+"""Compare methods: tables of finished runs, or a matrix of runs in one start of the ranks.
+
+``python -m amn_mpi.compare FOLDER ...``
+``mpirun -n 3 python -m amn_mpi.compare NAME [--out DIR] [--scenarios A,B] [--methods A,B] [--seeds 0,1]
+[--reference M] [--dry_run] [--key value ...]``
+
+NAME is a comparison in configs/compare or a file like them. A cell that is finished is not run
+again, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import _signal
+
+if __name__ == "__main__":
+    # As in main.py: Python's own handler would raise amid imports and the start of MPI.
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amn_mpi import main
+from amn_mpi.comm import Communicator
+from amn_mpi.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from amn_mpi.matrix import Cell, Matrix
+    from amn_mpi.scores import Score
+
+LISTS = ("scenarios", "methods", "seeds")
+HELP = (__doc__ or "").strip()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for."""
+
+    names: list[str]
+    out: str
+    reference: str
+    chosen: dict[str, list[str]]
+    words: list[str]
+    dry: bool
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Raises ConfigError in one line."""
+    names: list[str] = []
+    given: dict[str, str] = {}
+    words: list[str] = []
+    rest = list(argv)
+    dry = "--dry_run" in rest
+    while rest:
+        word = rest.pop(0)
+        if word == "--dry_run":
+            continue
+        if not word.startswith("--"):
+            names.append(word)
+            continue
+        option, equals, value = word.partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{option}: a value is missing after it")
+            value = rest.pop(0)
+        if option[2:] in (*LISTS, "out", "reference"):
+            given[option[2:]] = value
+        elif option in ("--seed", "--progress", "--method.name", "--config", "--baselines"):
+            raise ConfigError(
+                f"{option}: is not for comparisons; valid are --scenarios, --methods, --seeds, --out, "
+                "--reference, --dry_run and the keys of a run"
+            )
+        else:
+            words += [option, value]
+    if not names:
+        raise ConfigError("compare what? give folders of runs, or a comparison; see --help")
+    chosen = {kind: [v for v in given.get(kind, "").split(",") if v] for kind in LISTS}
+    return Request(names, given.get("out", ""), given.get("reference", ""), chosen, words, dry)
+
+
+def work(comm: Communicator, argv: Sequence[str]) -> None:
+    """Rank 0 plans; all ranks run cell after cell; rank 0 writes the tables."""
+    plan = _plan(argv) if comm.is_server else None
+    ranks = comm.share(0 if plan is None else plan.ranks())
+    if not comm.keep(ranks or comm.size):
+        return
+    if ranks:
+        with main.signals_held():  # torch
+            from amn_mpi import job
+    todo = iter(plan.todo if plan is not None else [])
+    while ranks:
+        cell = next(todo, None)
+        config = comm.share(None if cell is None else cell.config)
+        if config is None:
+            break
+        comm.configure(config.comm.wait, config.comm.timeout)
+        folder = plan.open(cell) if plan is not None and cell is not None else None
+        fed = comm.share(main.prepare(config) if comm.is_server else None)
+        found = job.cell(config, comm, fed, folder)
+        if plan is not None and cell is not None and folder is not None:
+            plan.close(cell, folder, found)
+    if plan is not None:
+        plan.report()
+
+
+def _plan(argv: Sequence[str]) -> Plan | None:
+    """What is to be run; None where everything is said already."""
+    if "--help" in argv or "-h" in argv:
+        print(HELP, flush=True)
+        return None
+    request = parse(argv)
+    folders = [name for name in request.names if Path(name).is_dir()]
+    if folders and not request.chosen["scenarios"] and len(folders) == len(request.names):
+        compare_folders(folders, request)
+        return None
+    if len(request.names) > 1:
+        strange = next(name for name in request.names if name not in folders)
+        raise ConfigError(f"{strange}: give either folders that hold runs, or one comparison")
+    from amn_mpi import matrix
+
+    found = matrix.read(request.names[0], request.chosen, ["--progress", "off", *request.words])
+    plan = Plan(found, Path(request.out or f"runs/{found.path.stem}"), request)
+    if request.dry:
+        plan.show()
+        return None
+    plan.lock()
+    return plan
+
+
+def compare_folders(folders: Sequence[str], request: Request) -> None:
+    """Tables of all finished runs in and below some folders."""
+    paths = sorted({path for name in folders for path in Path(name).rglob("result.json")})
+    if not paths:
+        raise UserError(f"{', '.join(folders)}: no finished run (result.json) in or below it")
+    scores = [_score(path) for path in paths]
+    known: dict[tuple[str, str, int], Path] = {}
+    for score, path in zip(scores, paths):
+        other = known.setdefault((score.scenario, score.label, score.seed), path)
+        if other != path:
+            raise UserError(
+                f"{other.parent} and {path.parent} are both {score.label} on {score.scenario} with seed "
+                f"{score.seed}; give one of them"
+            )
+    _tables(scores, request.reference or "amn", Path(request.out) if request.out else None)
+
+
+class Plan:
+    """Rank 0's side of a matrix: which cells are left, their folders, and the tables."""
+
+    def __init__(self, found: Matrix, out: Path, request: Request) -> None:
+        self.matrix, self.out, self.request = found, out, request
+        self.todo = [cell for cell in found.cells if not self._finished(cell)]
+        self._done, self._started = 0, time.monotonic()
+
+    def ranks(self) -> int:
+        """More ranks than the smallest run can use would idle; 0 if nothing is left to run."""
+        return min((cell.config.data.clients + 1 for cell in self.todo), default=0)
+
+    def lock(self) -> None:
+        """One comparison at a time writes to a folder."""
+        from amn_mpi.runfolder import lock
+
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.out)
+        except OSError as error:
+            raise UserError(f"out = {self.out}: cannot be written: {error.strerror}") from None
+        print(f"{len(self.matrix.cells)} runs, {len(self.todo)} to do, in {self.out}", flush=True)
+
+    def show(self) -> None:
+        """What there is to run."""
+        from amn_mpi.progress import table
+
+        waiting = {cell.folder for cell in self.todo}
+        rows = [[c.folder, "to do" if c.folder in waiting else "done"] for c in self.matrix.cells]
+        table(f"{self.matrix.path}: {len(rows)} runs in {self.out}", ["run", ""], rows)
+
+    def open(self, cell: Cell) -> Any:
+        """A fresh folder; what a run that was stopped has left in it goes."""
+        from amn_mpi.runfolder import HELD, RunFolder
+
+        path = self.out / cell.folder
+        for name in HELD:
+            (path / name).unlink(missing_ok=True)
+        return RunFolder(str(path))
+
+    def close(self, cell: Cell, folder: Any, found: dict[str, Any]) -> None:
+        """Keep a finished cell, and say how it went."""
+        place = {"scenario": cell.scenario, "label": cell.label, "seed": cell.seed, "trial": cell.trial}
+        folder.finish({**found, "cell": place})
+        self._done += 1
+        spent = time.monotonic() - self._started
+        left = spent / self._done * (len(self.todo) - self._done)
+        score = found.get("diverged") or f"{found['mean_last5']:.2f} (best {found['best_accuracy']:.2f})"
+        print(f"[{self._done}/{len(self.todo)}] {cell.folder}: {score}, {left / 60:.0f} min left", flush=True)
+
+    def report(self) -> None:
+        """Tables of all finished cells; for a tuning, the chosen values."""
+        scores = [_score(self.out / cell.folder / "result.json") for cell in self.matrix.cells]
+        if self.matrix.tunes:
+            self._choose(scores)
+        else:
+            _tables(scores, self.request.reference or self.matrix.reference, self.out)
+
+    def _choose(self, scores: list[Score]) -> None:
+        import yaml
+
+        from amn_mpi import tables
+        from amn_mpi.scores import best_trials
+
+        best = best_trials(scores)
+        chosen = {label: self.matrix.trials[label][trial] for label, trial in best.items()}
+        for table in tables.trials(scores, self.matrix.trials):
+            tables.show(table)
+        _write(self.out / "scores.csv", tables.long_csv(scores))
+        head = f"# Chosen by {self.matrix.path.name} on validation data, {len(scores)} runs.\n"
+        _write(self.out / "tuned.yaml", head + yaml.safe_dump({"methods": chosen}, sort_keys=False))
+        print(f"chosen values in {self.out}/tuned.yaml", flush=True)
+
+    def _finished(self, cell: Cell) -> bool:
+        from amn_mpi import matrix
+
+        path = self.out / cell.folder / "result.json"
+        if not path.exists():
+            return False
+        differs = matrix.difference(cell.config, _result(path)["config"])
+        if differs:
+            raise UserError(
+                f"{path.parent}: was run with {differs}; delete it to run it again, or give another --out"
+            )
+        return True
+
+
+def _result(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        return {**found, "config": found["config"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the result of a run: {type(error).__name__} {error}") from None
+
+
+def _score(path: Path) -> Score:
+    from amn_mpi.scores import of_result
+
+    found = _result(path)
+    place = found.get("cell", {})
+    return of_result(found, place.get("scenario", ""), place.get("label", ""), place.get("trial", -1))
+
+
+def _tables(scores: list[Score], reference: str, out: Path | None) -> None:
+    """Show the tables; with a folder, also leave them there as Markdown, LaTeX and CSV."""
+    from amn_mpi import tables
+    from amn_mpi.scores import Board
+
+    found = tables.tables(Board(scores, reference))
+    for table in found:
+        tables.show(table)
+    if out is not None:
+        _write(out / "tables.md", "\n".join(map(tables.markdown, found)))
+        _write(out / "tables.tex", "\n".join(map(tables.latex, found)))
+        _write(out / "scores.csv", tables.long_csv(scores))
+        print(f"tables in {out}/tables.md, tables.tex and scores.csv", flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    main.main(sys.argv[1:], work)

@@ -1,0 +1,201 @@
+"""A comparison as a matrix of runs: methods x scenarios x seeds, read from one YAML file. Pure.
+
+```
+seeds: [0, 1, 2]
+config: [fashion_mnist]             # configs that every run starts from, by name or path
+keys: {rounds: 40, ...}             # keys of every run, on top of them
+scenarios:
+  label_skew: {data: {...}}         # keys of each scenario
+methods:
+  ditto: {method: {lam: 0.5}}       # keys of each method; the label is its name unless it says one
+tuned: quick_tuned.yaml             # a file with more `methods`, which come first
+```
+A file for tuning has ``grid`` in place of ``methods``: for each label the values of some keys, whose
+combinations are its trials, and ``trials``, the number that every method gets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amn_mpi import cli, methods
+from amn_mpi.config import Config
+from amn_mpi.errors import ConfigError
+
+KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "grid", "trials", "reference")
+# What may differ between a finished cell and the file: nothing of these changes a result.
+FREE = ("out", "progress", "threads", "device", "comm", "data.root", "data.cache")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the matrix.
+
+    ``label``: the method as the file calls it. ``trial``: its number in a grid, else -1.
+    """
+
+    scenario: str
+    label: str
+    seed: int
+    trial: int
+    config: Config
+
+    @property
+    def folder(self) -> str:
+        name = self.label if self.trial < 0 else f"{self.label}-{self.trial:02d}"
+        return f"{self.scenario}/{name}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All cells, scenario by scenario and seed by seed; ``trials``: each label's keys, for tuning many."""
+
+    path: Path
+    cells: list[Cell]
+    reference: str
+    trials: dict[str, list[dict]]
+    tunes: bool
+
+
+def find(name: str) -> Path:
+    """A comparison's file by path, or by name in configs/compare.
+
+    Raises:
+        ConfigError: there is none; the line lists the names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folders = [folder / "compare" for folder in cli.config_folders()]
+    known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise ConfigError(
+        f"{name}: neither a folder with runs nor a comparison; comparisons by name are {', '.join(known)}"
+    )
+
+
+def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matrix:
+    """The matrix that a file describes.
+
+    Args:
+        chosen: ``scenarios``, ``methods`` and ``seeds`` to which it is cut down; all where missing.
+        words: ``--key value`` that hold for every run.
+
+    Raises:
+        ConfigError: a key, a name or a value is not valid; the line names the file.
+    """
+    path = find(name)
+    tree = cli.load(path)
+    unknown = set(tree) - set(KEYS)
+    if unknown:
+        raise ConfigError(f"{path}: {sorted(unknown)[0]}: unknown key; valid are {', '.join(KEYS)}")
+    labels = _trials(tree, path) if "grid" in tree else {k: [v] for k, v in _methods(tree, path).items()}
+    scenarios = _table(tree, "scenarios", path)
+    seeds = tree.get("seeds", [0])
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+        raise ConfigError(f"{path}: seeds = {seeds}: valid is a list of whole numbers")
+    places = _pick("scenarios", list(scenarios), chosen, path)
+    who = _pick("methods", list(labels), chosen, path)
+    draws = [int(seed) for seed in _pick("seeds", list(map(str, seeds)), chosen, path, free=True)]
+    common = [cli.read(config) for config in tree.get("config", [])]
+    common.append(cli.layer(tree.get("keys") or {}, f"{path}, keys"))
+    cells = []
+    for scenario, seed, label in itertools.product(places, draws, who):
+        here = cli.layer(scenarios[scenario], f"{path}, scenario {scenario}")
+        for number, keys in enumerate(labels[label]):
+            own = {"method.name": label, **cli.layer(keys, f"{path}, method {label}")}
+            if own["method.name"] not in methods.METHODS:
+                known = ", ".join(methods.METHODS)
+                raise ConfigError(f"{path}: methods: {label}: no method; valid are {known}")
+            config = cli.resolve([*common, here, own], ["--seed", str(seed), *words])
+            cells.append(Cell(scenario, label, seed, number if "grid" in tree else -1, config))
+    trials = {label: labels[label] for label in who}
+    return Matrix(path, cells, tree.get("reference", methods.DEFAULT), trials, "grid" in tree)
+
+
+def difference(config: Config, done: dict[str, Any]) -> str:
+    """What a finished run's configuration says otherwise, as "key = then, now value"; "" if nothing."""
+    now = cli.layer(config.as_dict(), "")
+    then = cli.layer(done, "")
+    for key in {**now, **then}:
+        if any(key == free or key.startswith(f"{free}.") for free in FREE):
+            continue
+        if now.get(key) != then.get(key):
+            return f"{key} = {then.get(key)}, now {now.get(key)}"
+    return ""
+
+
+def _methods(tree: dict[str, Any], path: Path) -> dict[str, dict]:
+    """Keys of each label; what the file itself says goes on top of what was tuned."""
+    own = _table(tree, "methods", path)
+    if "tuned" not in tree:
+        return own
+    tuned_path = path.parent / str(tree["tuned"])
+    if not tuned_path.is_file():
+        raise ConfigError(f"{path}: tuned = {tree['tuned']}: no such file beside it")
+    tuned = _table(cli.load(tuned_path), "methods", tuned_path)
+    return {label: _over(tuned.get(label, {}), keys) for label, keys in own.items()}
+
+
+def _over(below: dict, above: dict) -> dict:
+    """Nested values of two trees; ``above`` wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _trials(tree: dict[str, Any], path: Path) -> dict[str, list[dict]]:
+    """Each label's trials: all combinations of its keys' values; every label has equally many."""
+    budget = tree.get("trials")
+    found = {}
+    for label, axes in _table(tree, "grid", path).items():
+        flat = {key: value for key, value in cli.layer(axes, "").items() if key}
+        lists = [value if isinstance(value, list) else [value] for value in flat.values()]
+        found[label] = [_nested(dict(zip(flat, values))) for values in itertools.product(*lists)]
+        if len(found[label]) != budget:
+            raise ConfigError(
+                f"{path}: grid: {label} has {len(found[label])} trials; every method gets trials = {budget}"
+            )
+    return found
+
+
+def _nested(flat: dict[str, Any]) -> dict:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        at = tree
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[leaf] = value
+    return tree
+
+
+def _table(tree: dict[str, Any], name: str, path: Path) -> dict[str, dict]:
+    """A section of {name: keys}; an empty entry counts as one without keys."""
+    section = tree.get(name)
+    if not isinstance(section, dict) or not section:
+        raise ConfigError(f"{path}: {name}: missing; valid is a table of names, each with its keys")
+    for label, keys in section.items():
+        if keys is not None and not isinstance(keys, dict):
+            raise ConfigError(f"{path}: {name}: {label} = {keys}: valid is a table of keys")
+    return {str(label): keys or {} for label, keys in section.items()}
+
+
+def _pick(
+    kind: str, known: list[str], chosen: dict[str, list[str]], path: Path, free: bool = False
+) -> list[str]:
+    """Those asked for, in the file's order; ``free``: others are valid too (seeds)."""
+    asked = chosen.get(kind)
+    if not asked:
+        return known
+    for name in asked:
+        if name not in known and not (free and name.isdigit()):
+            raise ConfigError(f"--{kind} {name}: not in {path}; valid are {', '.join(known)}")
+    return asked if free else [name for name in known if name in asked]

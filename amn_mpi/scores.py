@@ -1,0 +1,179 @@
+"""What finished runs amount to: means over seeds, ranks, paired differences. Pure, and without torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from amn_mpi import methods
+
+# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom; then the normal's.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+       2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
+       2.045, 2.042)  # fmt: skip
+FIGURES = ("mean_last5", "best_accuracy", "worst10")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One finished run.
+
+    Attributes:
+        figures: percent by name, see ``FIGURES``; NaN where the run diverged.
+        seconds: median of a round. sent: bytes of the training rounds by all ranks.
+    """
+
+    scenario: str
+    label: str
+    seed: int
+    method: str
+    figures: dict[str, float]
+    seconds: float = math.nan
+    sent: int = 0
+    trial: int = -1
+
+
+def of_result(result: dict[str, Any], scenario: str = "", label: str = "", trial: int = -1) -> Score:
+    """The score in the content of a result.json."""
+    figures = {name: float(result.get(name, math.nan)) for name in FIGURES}
+    return Score(
+        scenario or scenario_of(result),
+        label or result["method"],
+        int(result["seed"]),
+        result["method"],
+        figures,
+        float(result.get("round_seconds", math.nan)),
+        sum(result.get("bytes_sent", {}).values()),
+        trial,
+    )
+
+
+def scenario_of(result: dict[str, Any]) -> str:
+    """A name for the data, the model and the rounds of a run that belongs to no matrix."""
+    data, model = result["config"]["data"], result["config"]["model"]
+    labels = {
+        "iid": "iid",
+        "dirichlet": f"Dirichlet {data['alpha']:g}",
+        "classes": f"{data['classes_per_client']} classes",
+        "groups": f"{data['label_groups']} label groups",
+    }[data["labels"]]
+    sizes = f", log-normal {data['sigma']:g}" if data["sizes"] == "lognormal" else ""
+    concept = f", {data['concept']} {data['concept_groups']}" if data["concept"] != "none" else ""
+    clients, rounds = result["config"]["data"]["clients"], result["config"]["rounds"]
+    name = model["name"].removesuffix("_bn")
+    return f"{data['name']}, {labels}{sizes}{concept}, {name}, {clients} clients, {rounds} rounds"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One figure of one method in one scenario (or averaged over scenarios) over seeds."""
+
+    mean: float
+    std: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences to the reference; ``half``: half width of its 95 % interval."""
+
+    mean: float
+    half: float
+
+
+class Board:
+    """All scores of a comparison, looked up by (scenario, label, seed)."""
+
+    def __init__(self, scores: Iterable[Score], reference: str) -> None:
+        found = list(scores)
+        self.scenarios = _unique(s.scenario for s in found)
+        self.labels = _unique(s.label for s in found)
+        self.reference = reference if reference in self.labels else self.labels[0]
+        self.method = {s.label: s.method for s in found}
+        self._at = {(s.scenario, s.label, s.seed): s for s in found}
+
+    def aside(self, label: str) -> str:
+        """Why a method is listed apart, "" if it is not."""
+        return methods.get(self.method[label]).aside
+
+    def ranked(self) -> list[str]:
+        return [label for label in self.labels if not self.aside(label)]
+
+    def values(self, figure: str, scenario: str, label: str) -> dict[int, float]:
+        """Percent by seed."""
+        return {
+            seed: score.figures[figure]
+            for (where, who, seed), score in self._at.items()
+            if (where, who) == (scenario, label)
+        }
+
+    def averaged(self, figure: str, label: str) -> dict[int, float]:
+        """Percent by seed, the mean over scenarios, for the seeds that all scenarios have."""
+        each = [self.values(figure, scenario, label) for scenario in self.scenarios]
+        seeds = set.intersection(*(set(values) for values in each))
+        return {seed: float(np.mean([values[seed] for values in each])) for seed in sorted(seeds)}
+
+    def summary(self, values: dict[int, float]) -> Summary:
+        """Mean and (sample) standard deviation over seeds; NaN where there is none."""
+        if not values:
+            return Summary(math.nan, math.nan, 0)
+        numbers = list(values.values())
+        std = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan
+        return Summary(float(np.mean(numbers)), std, len(numbers))
+
+    def difference(self, values: dict[int, float], reference: dict[int, float]) -> Difference:
+        """Over the seeds that both have."""
+        pairs = [values[seed] - reference[seed] for seed in values if seed in reference]
+        if not pairs:
+            return Difference(math.nan, math.nan)
+        return Difference(float(np.mean(pairs)), half_width(pairs))
+
+    def ranks(self, figure: str) -> dict[str, float]:
+        """Mean rank over the scenarios in which all ranked methods have run; 1 is best."""
+        total: dict[str, list[float]] = {label: [] for label in self.ranked()}
+        for scenario in self.scenarios:
+            means = {label: self.summary(self.values(figure, scenario, label)).mean for label in total}
+            if any(not self.values(figure, scenario, label) for label in total):
+                continue
+            for label, rank in ranks(means).items():
+                total[label].append(rank)
+        return {label: float(np.mean(found)) if found else math.nan for label, found in total.items()}
+
+
+def ranks(means: dict[str, float]) -> dict[str, float]:
+    """Rank by name, 1 for the highest; equal values share the mean of their ranks, NaN is last."""
+    known = {name: -math.inf if math.isnan(value) else value for name, value in means.items()}
+    return {
+        name: 1 + sum(v > value for v in known.values()) + (sum(v == value for v in known.values()) - 1) / 2
+        for name, value in known.items()
+    }
+
+
+def half_width(numbers: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean, by Student's t; NaN for a single number."""
+    count = len(numbers)
+    if count < 2:
+        return math.nan
+    t = T95[count - 2] if count - 2 < len(T95) else 1.96
+    return t * float(np.std(numbers, ddof=1)) / math.sqrt(count)
+
+
+def best_trials(scores: Iterable[Score]) -> dict[str, int]:
+    """Each label's trial with the highest mean over scenarios and seeds; a diverged one counts as 0."""
+    by_label = itertools.groupby(sorted(scores, key=lambda s: (s.label, s.trial)), key=lambda s: s.label)
+    best = {}
+    for label, found in by_label:
+        trials: dict[int, list[float]] = {}
+        for score in found:
+            trials.setdefault(score.trial, []).append(np.nan_to_num(score.figures["mean_last5"]))
+        best[label] = max(trials, key=lambda trial: (np.mean(trials[trial]), -trial))
+    return best
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
