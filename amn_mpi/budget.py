@@ -80,6 +80,21 @@ def layout_of(config: Config, fed: Federation) -> ParameterLayout:
         raise ConfigError(f"model.hidden = {hidden}: valid is a number whose model can be stored") from None
 
 
+def check(config: Config, fed: Federation) -> None:
+    """Whether the method and the baselines can work with the model and the local training.
+
+    Raises:
+        ConfigError: one of them cannot; told before anything is trained.
+    """
+    setting = Setting(layout_of(config, fed), fed.train, config.seed, config.local)
+    methods.get(config.method.name)(config.method, setting)
+    for name in methods.listed(config.baselines):
+        try:
+            methods.get(name)(methods.options(name)(), setting)
+        except ConfigError as error:
+            raise ConfigError(f"baselines = {config.baselines}: {error}") from None
+
+
 def activations(config: Config, fed: Federation) -> int:
     """Bytes of the largest batch inside the network, an estimate.
 

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from amn_mpi import config
+from amn_mpi.dense import Dense
 from amn_mpi.methods.base import Pull
 from amn_mpi.params import ParameterLayout, Part, bind
 
@@ -28,9 +29,6 @@ class Engine:
         shape: of one sample.
         eval_batch: samples a forward pass when nothing is learnt.
         tick: called after every step (liveness, signals).
-
-    Attributes:
-        batch_loss: of the batch whose gradient was taken last, a tensor of one number.
     """
 
     name = "sequential"
@@ -54,8 +52,9 @@ class Engine:
         size = max(local.batch_size, eval_batch)
         self._x = torch.empty((size, *shape), device=device)
         self._y = torch.empty(size, dtype=torch.int64, device=device)
+        self._dense = Dense(self.module) if Dense.fits(self.module) else None
         self._eval_batch, self._size = eval_batch, 0
-        self.batch_loss = torch.zeros(())
+        self._scores = torch.zeros(0)
 
     # ---- a whole local training
 
@@ -143,6 +142,10 @@ class Engine:
             at[self.layout.trained :] = self.parameters[self.layout.trained :]
         return self.gradients
 
+    def batch_loss(self) -> float:
+        """Mean loss of the loaded batch where ``slope`` was taken last."""
+        return float(functional.cross_entropy(self._scores, self._y[: self._size]))
+
     # ---- without learning
 
     def gradient(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -187,13 +190,16 @@ class Engine:
             self.tick()
 
     def _backward(self) -> None:
+        if self._dense is not None:
+            self._scores = self._dense.backward(self._x[: self._size], self._y[: self._size])
+            return
         if self._statistics:
             # One sample has no statistics of its own: it passes by the running ones.
             self.module.train(self._size > 1)
         self.gradients.zero_()
-        loss = functional.cross_entropy(self.module(self._x[: self._size]), self._y[: self._size])
-        loss.backward()
-        self.batch_loss = loss.detach()
+        scores = self.module(self._x[: self._size])
+        functional.cross_entropy(scores, self._y[: self._size]).backward()
+        self._scores = scores.detach()
 
     def _descend(self, pull: Pull | None, shift: torch.Tensor | None, only: Part | None) -> None:
         local, step, trained = self.local, self._g, self.layout.trained

@@ -86,7 +86,7 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
         with signals_held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
             from amn_mpi import job
         if fed is not None:
-            _warn(config, fed, comm)
+            _check(config, fed, comm)
         job.run_all(config, comm, comm.share(fed), folder, clock)
 
 
@@ -131,10 +131,11 @@ def prepare(config: Config) -> Federation:
     return data.prepare(config.data, config.seed)
 
 
-def _warn(config: Config, fed: Federation, comm: Communicator) -> None:
-    """Where the run will not fit into this machine."""
+def _check(config: Config, fed: Federation, comm: Communicator) -> None:
+    """What cannot be is refused, and a warning given where the run will not fit into this machine."""
     from amn_mpi import budget
 
+    budget.check(config, fed)
     for line in budget.warnings(config, fed, comm):
         print(f"amn_mpi: warning: {line}", file=sys.stderr, flush=True)
 
@@ -145,7 +146,7 @@ def _dry_run(config: Config, comm: Communicator) -> None:
     from amn_mpi import budget, data
 
     fed = data.describe(config.data, config.seed)
-    budget.layout_of(config, fed)  # a model that does not fit is refused before anything is printed
+    budget.check(config, fed)  # before anything is printed
     print(yaml.safe_dump(config.as_dict(), sort_keys=False))
     budget.show(config, fed, comm)
 

@@ -25,6 +25,8 @@ from amn_mpi.rounds import Run
 
 Array = np.ndarray
 FEATURES, CLASSES, HIDDEN = 5, 3, 6
+# Methods that need more than one layer, or batch normalisation.
+NETWORK = {**dict.fromkeys(("fedper", "fedrep", "lg_fedavg", "fedala"), "mlp"), "fedbn": "mlp_bn"}
 
 # ---- a small federation and a real run on one rank
 
@@ -49,6 +51,8 @@ def start(folder: Path, method: Any, **keys: Any) -> Run:
     path = folder / "blobs.npz"
     if not path.exists():
         write_blobs(folder)
+    if "model" not in keys and getattr(method, "name", "") in NETWORK:
+        keys["model"] = Model(NETWORK[method.name], hidden=HIDDEN)  # type: ignore[arg-type]
     config = Config(
         method=method,
         data=Data(name=str(path), cache=str(folder / "cache"), **data),

@@ -135,8 +135,10 @@ def test_who_stays_out_keeps_the_last_model(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_same_seed_same_run_other_seed_another(tmp_path: Path, name: str) -> None:
+    trained = LOCALS[0] if get(name).plain_sgd else LOCALS[1]
+
     def models(seed: int) -> np.ndarray:
-        run = plain.start(tmp_path, get(name).Options(), rounds=7, seed=seed, local=LOCALS[1], cohort=0.7)
+        run = plain.start(tmp_path, get(name).Options(), rounds=7, seed=seed, local=trained, cohort=0.7)
         counts = [rounds.run_round(run, t).correct for t in range(1, 8)]
         return np.array([list(d.values()) for d in deployed(run, 7)]), counts
 

@@ -75,8 +75,7 @@ class FedALA(FedAvg):
                 slope = self.top.take(engine.slope(model))
                 weights.sub_(slope * apart, alpha=self.options.eta).clamp_(0, 1)
                 self._merge(model, own, apart, weights)
-                loss = engine.batch_loss
-            losses.append(float(loss))
+            losses.append(engine.batch_loss())  # of the pass's last batch
         return model, weights, merges + 1
 
     def _merge(

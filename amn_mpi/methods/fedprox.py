@@ -26,7 +26,9 @@ class Options:
 class FedProx(FedAvg):
     """FedAvg whose clients minimise F_i(w) + mu / 2 ||w - w_t||^2 from the global model w_t.
 
-    Inexactness is what SGD over the configured epochs leaves; all clients do the same work.
+    Inexactness is what SGD over the configured epochs leaves; all clients do the same work. Means are
+    weighted by samples over a uniform cohort, as in the authors' code; the paper draws clients by
+    their samples and takes plain means.
     """
 
     Options: ClassVar[Any] = Options

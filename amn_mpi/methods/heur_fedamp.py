@@ -1,5 +1,5 @@
-"""HeurFedAMP: the heuristic form of FedAMP for deep networks, in the same paper: Huang et al.,
-"Personalized Cross-Silo Federated Learning on Non-IID Data", AAAI 2021."""
+"""HeurFedAMP: Huang et al., "Personalized Cross-Silo Federated Learning on Non-IID Data", AAAI 2021,
+the section on the heuristic form of FedAMP for deep networks."""
 
 from __future__ import annotations
 

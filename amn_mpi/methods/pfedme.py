@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """eta of the paper is ``local.lr``. Defaults are those of its MNIST experiments."""
+    """eta of the paper is ``local.lr`` (0.005 there). Defaults are those of the authors' code."""
 
     name: str = key("pfedme", "method")
     lam: float = key(15.0, "lambda: how close the personal model stays", gt=0)
     inner_steps: int = key(5, "K: gradient steps on each batch for the personal model", ge=1)
-    inner_lr: float = key(0.01, "step size of the personal model", gt=0)
+    inner_lr: float = key(0.09, "step size of the personal model", gt=0)
     beta: float = key(1.0, "share of the cohort's mean in the new global model", gt=0, le=4)
 
 
@@ -35,7 +35,8 @@ class PFedMe(FedAvg):
 
     The inner problem is solved by K gradient steps on the batch, continued from the last theta (at
     the start of a round from the global model), as in the authors' code. The server averages w over
-    the cohort without weights: w <- (1 - beta) w + beta mean. The personal model is theta.
+    the cohort without weights: w <- (1 - beta) w + beta mean. The personal model is theta. Only the
+    cohort trains; in the paper all clients do, and only a sample of them is averaged.
     """
 
     Options: ClassVar[Any] = Options

@@ -1,0 +1,135 @@
+"""What holds for all methods alike: independence of the ranks, declared memory, traffic, papers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain
+import pytest
+from running import REPOSITORY, run
+
+from amn_mpi import rng, rounds
+from amn_mpi.config import Local
+from amn_mpi.methods import METHODS, get
+from amn_mpi.methods.base import Client
+
+SCRIPT = REPOSITORY / "tests" / "scripts" / "every_method.py"
+KEYS = ("--rounds", 4, "--local.epochs", 1, "--data.sizes", "lognormal", "--data.clients", 9)
+NAMES = [*(f"{name}_bn" if name == "fedbn" else name for name in METHODS), "fedavg_bn", "ditto_bn"]
+
+
+def on_ranks(folder: Path, cohort: float, ranks: tuple[int, ...]) -> dict[int, dict[str, Any]]:
+    """One start of the ranks for all methods."""
+    found = {}
+    for n in ranks:
+        out = folder / f"{n}.json"
+        words = (*KEYS, "--cohort", cohort, "--data.cache", folder / "cache", "--device", "cpu")
+        done = run(out, *words, "--progress", "off", ranks=n, script=SCRIPT, timeout=240)
+        assert done.returncode == 0, done.stderr
+        found[n] = json.loads(out.read_text())
+        assert sorted(found[n]) == sorted(NAMES)
+    return found
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    return on_ranks(tmp_path_factory.mktemp("half"), 0.5, (1, 3, 5))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    return on_ranks(tmp_path_factory.mktemp("full"), 1.0, (1, 3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_a_cohort_on_1_3_and_5_ranks(half: dict[int, dict[str, Any]], name: str) -> None:
+    one, three, five = (half[n][name] for n in (1, 3, 5))
+    assert one == three == five
+    different = len(set(one["models"]))
+    assert different == (1 if get(name.removesuffix("_bn")).models[0] == "global" else 9) or name == "ifca"
+    assert [row["clients"] for row in one["rounds"]] == [5] * 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_clients_on_1_and_3_ranks(full: dict[int, dict[str, Any]], name: str) -> None:
+    assert full[1][name] == full[3][name]
+    accuracy = [row["mean_accuracy"] for row in full[1][name]["rounds"]]
+    assert len(set(accuracy)) > 1  # something is learnt
+
+
+def test_no_two_methods_are_the_same(full: dict[int, dict[str, Any]]) -> None:
+    first = [full[1][name]["models"][0] for name in NAMES]
+    assert len(set(first)) == len(first)
+
+
+# ---- what a method declares and what it takes, on one rank
+
+
+def begun(folder: Path, name: str, cohort: float = 1.0) -> rounds.Run:
+    return plain.start(folder, get(name).Options(), rounds=3, cohort=cohort, local=Local(epochs=1, lr=0.1))
+
+
+@pytest.mark.parametrize("cohort", [1.0, 0.5])
+@pytest.mark.parametrize("name", METHODS)
+def test_buffers_are_as_large_as_declared(tmp_path: Path, name: str, cohort: float) -> None:
+    this = begun(tmp_path, name, cohort)
+    method, exchange, own = this.method, this.exchange, this.clients
+    size, members = method.setting.layout.size, len(rng.cohort(3, 1, own, cohort))
+    constant, each = method.worker_rows()
+    share = method.part.size / size
+    # On one rank nothing is held for MPI's neighbour, and workspace and scratch are not buffers.
+    constant -= 4 + method.scratch + (method.wire.up == "mean") * 2 * method.wire.returned * share
+    held = exchange._down.numel() + exchange.up.numel() + sum(v.numel() for v in this.state.values())
+    held += 2 * (exchange._sum.numel() if exchange._sum is not None else 0)
+    if cohort == 1:
+        assert held == pytest.approx((constant + (each - method.fresh) * own) * size)
+    else:
+        assert held <= (constant + (each - method.fresh) * own) * size + 0.5
+        assert members < own
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_turn_allocates_for_its_state(tmp_path: Path, name: str) -> None:
+    """State that points into what travels anyway costs nothing; nothing points into the workspace."""
+    this = begun(tmp_path, name)
+    for t in (1, 2):  # in the second round everybody has a past
+        if t == 2:
+            rounds.run_round(this, 1)
+        everyone = np.arange(this.clients)
+        received = this.exchange.down(t, everyone, this.server)
+        client = rounds.view(this, t, 0, this.exchange.slot(0))
+        assert isinstance(client, Client)
+        update = this.method.local_update(client, rounds.share(this, 0, received), this.engine)
+        assert set(update.state) == set(this.state) and set(update.figures) == set(this.method.wire.figures)
+        there = {this.exchange.up.untyped_storage().data_ptr(), received.untyped_storage().data_ptr()}
+        workspace = {v.untyped_storage().data_ptr() for v in (this.engine.parameters, this.engine.gradients)}
+        new = 0
+        for key, vector in update.state.items():
+            assert vector.shape == this.state[key].shape[1:], key
+            place = vector.untyped_storage().data_ptr()
+            assert place not in workspace, key
+            new += vector.numel() * (place not in there) if vector.numel() > 1 else 0
+        assert new == pytest.approx(this.method.fresh * this.method.setting.layout.size)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_server_state_is_within_what_is_declared(tmp_path: Path, name: str) -> None:
+    this = begun(tmp_path, name)
+    rounds.run_round(this, 1)
+    held = sum(v.numel() * v.element_size() for v in this.server.values())
+    size = this.method.setting.layout.size
+    assert held <= 4 * size * this.method.server_rows(this.clients) + 4 * this.clients
+    assert all(v.isfinite().all() for v in this.server.values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_names_its_source(name: str) -> None:
+    import importlib
+
+    text = importlib.import_module(METHODS[name].partition(":")[0]).__doc__ or ""
+    assert name == "local" or re.search(r"\b20[12]\d\b|arXiv:", text)
+    assert name in ("local", "amn") or any(word in text for word in ("algorithm", "section", "equation"))
