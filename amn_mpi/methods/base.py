@@ -248,3 +248,9 @@ class Method:
 def held_out(samples: int, fraction: float) -> int:
     """How many of a client's first training samples it keeps from training: at least 2, at most half."""
     return max(min(2, samples // 2), min(samples // 2, round(fraction * samples)))
+
+
+def shares(weights: np.ndarray) -> np.ndarray:
+    """Rows of non-negative weights divided by their sums; a row of zeros stays one."""
+    total = weights.sum(1, keepdims=True)
+    return weights / np.where(total > 0, total, 1.0)

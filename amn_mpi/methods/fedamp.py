@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Method, Pull, State, Update, Wire
+from amn_mpi.methods.base import Arrived, Client, Method, Pull, State, Update, Wire, shares
 
 if TYPE_CHECKING:
     import torch
@@ -91,8 +91,7 @@ class FedAMP(Method):
 
     def attention(self, server: State) -> np.ndarray:
         """Whom each client listens to beside itself, (1, N, N)."""
-        weights = self.weights(server).fill_diagonal_(0)
-        return (weights / weights.sum(1, keepdim=True).clamp_min(1e-30)).numpy()[None]
+        return shares(self.weights(server).fill_diagonal_(0).numpy())[None]
 
     def server_rows(self, cohort: int) -> float:
         """All models, the reference, the cohort's; N x N numbers and a block of columns."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from amn_mpi import rng
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Method, Setting, State, Update, Wire, held_out
+from amn_mpi.methods.base import Arrived, Client, Method, Setting, State, Update, Wire, held_out, shares
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +32,13 @@ class Options:
 class FedFomo(Method):
     """A client weighs the models of others by its own validation loss L_i.
 
-    w_n = max(0, (L_i(theta_i) - L_i(theta_n)) / ||theta_n - theta_i||), normalised to sum 1;
-    theta = theta_i + sum_n w_n (theta_n - theta_i), then local training. theta_i is the model from
-    which its last training started, and its own trained model is one of the candidates; where no
-    candidate is better, theta_i itself remains: both as in the authors' code. The server fills each
-    of the M slots with the client of highest affinity P_ij, or with probability epsilon with a
-    random one; P_ij sums the w_n before max and normalisation. Evaluated: the trained model.
+    w_n = max(0, (L_i(theta_i) - L_i(theta_n)) / ||theta_n - theta_i||_2), normalised to sum 1;
+    theta = theta_i + sum_n w_n (theta_n - theta_i), then local training. (The authors' code has the
+    1-norm as its default.) theta_i is the model from which its last training started, and its own
+    trained model is one of the candidates; where no candidate is better, theta_i itself remains:
+    both as in the authors' code. The server fills each of the M slots with the client of highest
+    affinity P_ij, or with probability epsilon with a random one; P_ij sums the w_n before max and
+    normalisation. Evaluated: the trained model.
     """
 
     Options: ClassVar[Any] = Options
@@ -101,8 +102,7 @@ class FedFomo(Method):
 
     def attention(self, server: State) -> np.ndarray:
         """Positive affinities, rows sum to 1 or are 0, (1, N, N)."""
-        liked = server["affinity"].clamp_min(0).numpy()
-        return (liked / np.maximum(liked.sum(1, keepdims=True), 1e-30))[None]
+        return shares(server["affinity"].clamp_min(0).numpy())[None]
 
     def server_rows(self, cohort: int) -> float:
         """All models, and the cohort's; affinities and slots."""
@@ -115,25 +115,33 @@ class FedFomo(Method):
         return {"model": initial, "start": initial}
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
+        import torch
+
         held = held_out(len(client.y), self.options.validation)
         x, y = client.x[held:], client.y[held:]
-        candidates = [client.state["model"], *received]
-        weights = self.weigh(client.state["start"], candidates, client.x[:held], client.y[:held], engine)
-        start = self.combined(client.state["start"], candidates, weights)
-        client.up[0] = engine.train(start, x, y, client.generator("shuffle"))
+        own, start = client.state["model"], client.state["start"]
+        valid = (client.x[:held], client.y[:held])
+        before = engine.loss(start, *valid)
+        weights = [self.weight(model, start, before, valid, engine) for model in (own, *received)]
+        for slot, model in enumerate(received, 1):
+            if torch.equal(model, own):
+                weights[slot] = 0.0  # an empty slot: the client's own model counts once
+        begin = self.combined(start, [own, *received], weights)
+        client.up[0] = engine.train(begin, x, y, client.generator("shuffle"))
         figures = dict(zip(self.wire.figures, weights[1:]))
-        return Update(figures, state={"model": client.up[0], "start": start})
+        return Update(figures, state={"model": client.up[0], "start": begin})
 
     @staticmethod
-    def weigh(
-        start: torch.Tensor, candidates: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor, engine: Engine
-    ) -> list[float]:
-        """(L(start) - L(candidate)) / distance for each; 0 for what is no step away."""
-        before, weights = engine.loss(start, x, y), []
-        for model in candidates:
-            distance = float((model - start).norm())
-            weights.append((before - engine.loss(model, x, y)) / distance if distance else 0.0)
-        return weights
+    def weight(
+        model: torch.Tensor,
+        start: torch.Tensor,
+        before: float,
+        valid: tuple[torch.Tensor, torch.Tensor],
+        engine: Engine,
+    ) -> float:
+        """(L(start) - L(model)) / ||model - start||; 0 for what is no step away."""
+        distance = float((model - start).norm())
+        return (before - engine.loss(model, *valid)) / distance if distance else 0.0
 
     @staticmethod
     def combined(start: torch.Tensor, candidates: list[torch.Tensor], weights: list[float]) -> torch.Tensor:

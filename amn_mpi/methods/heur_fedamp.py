@@ -54,7 +54,7 @@ class HeurFedAMP(FedAMP):
 
         along, square = server["along"], float(server["reference"].double().square().sum())
         dots = server["inner"] + along[:, None] + along + square
-        norms = dots.diagonal().sqrt().clamp_min(1e-30)
+        norms = dots.diagonal().clamp_min(1e-30).sqrt()
         logits = self.options.sigma * dots / (norms[:, None] * norms)
         heard = server["seen"] & ~torch.eye(len(norms), dtype=torch.bool)
         shares = torch.softmax(logits.masked_fill(~heard, -torch.inf), dim=1)

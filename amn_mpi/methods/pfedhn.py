@@ -41,7 +41,8 @@ class PFedHN(Method):
     theta~_i), the chain rule on the client's model difference, and it takes a step of SGD with
     momentum. The paper lets one client after the other train; here the cohort trains at the same
     time and the server takes one step for each member in turn, each with J at its current (phi, v).
-    Evaluated: the models that the network makes, without local training, as in the paper.
+    Clients train as configured (the authors: 50 steps, momentum 0.9, clipped gradients). Evaluated:
+    the models that the network makes, without local training, as in the paper.
     """
 
     Options: ClassVar[Any] = Options
