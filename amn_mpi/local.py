@@ -76,7 +76,8 @@ class Engine:
             epochs: so many passes instead of the configured epochs or steps.
             pull: a proximal term.
             shift: (P,), added to every gradient.
-            only: what is trained; the rest stays as it is.
+            only: parameters that are trained; the others stay as they are (running statistics
+                follow the batches all the same).
 
         Returns:
             The workspace vector, shape (P,): copy it before the next call to the engine.
@@ -125,8 +126,8 @@ class Engine:
                 self.tick()
             left -= -(-len(y) // size)
 
-    def slope(self, at: torch.Tensor) -> torch.Tensor:
-        """Gradient, (P,), of the loaded batch's mean loss (weight decay included) at ``at``, (P,).
+    def slope(self, at: torch.Tensor, decay: bool = True) -> torch.Tensor:
+        """Gradient, (P,), of the loaded batch's mean loss (and of weight decay) at ``at``, (P,).
 
         ``at`` may be the workspace itself; the batch's running statistics are written back to it.
 
@@ -136,7 +137,7 @@ class Engine:
         if at is not self.parameters:
             self.parameters.copy_(at)
         self._backward()
-        if self.local.weight_decay:
+        if decay and self.local.weight_decay:
             self._g.add_(self._w, alpha=self.local.weight_decay)
         if self._statistics and at is not self.parameters:
             at[self.layout.trained :] = self.parameters[self.layout.trained :]

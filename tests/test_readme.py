@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from running import REPOSITORY
 
-from amn_mpi import cli, methods
+from amn_mpi import cli, compare, config, methods, models
 from amn_mpi.config import all_keys
+from amn_mpi.methods.base import Setting
+from amn_mpi.params import ParameterLayout
 
 README = (REPOSITORY / "README.md").read_text()
 # Options of other programs, in the README's commands for clusters and pip.
@@ -24,7 +27,7 @@ def test_no_placeholder_is_left() -> None:
 
 def test_every_option_exists() -> None:
     known = {name for method in methods.METHODS for name in all_keys(methods.options(method))}
-    known |= set(cli.SWITCHES) | FOREIGN
+    known |= set(cli.SWITCHES) | FOREIGN | {*compare.LISTS, "reference"}
     named = set(re.findall(r"(?<![\w-])--([a-z][\w.-]*[\w])", README))
     assert len(named) > 20
     assert named - known == set()
@@ -50,3 +53,17 @@ def test_every_choice_is_listed(key: str, choices: object) -> None:
         valid = all_keys(methods.options("amn"))[key].valid()
         choices = re.findall(r"\w+", valid.removeprefix("one of "))
     assert re.findall(r"`(\w+)`", cell) == list(choices)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_the_table_of_methods_says_what_each_holds(name: str) -> None:
+    """c and s as declared; b and h are the shared part and the head, M and k options."""
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    network = models.build(config.Model("mlp_bn" if name == "fedbn" else "mlp"), (1, 28, 28), 10, 0)
+    setting = Setting(ParameterLayout.of(network), np.full(32, 100), 0, config.Local())
+    method = methods.get(name)(methods.options(name)(), setting)
+    known = {"b": method.part.size / setting.layout.size, "h": 650 / 50890, "P": 50890}
+    known |= {"M": getattr(method.options, "models", 0), "k": getattr(method.options, "groups", 0)}
+    told = [re.sub(r"(\d)([bh k])", r"\1*\2", cell).replace("* ", " ") for cell in row.split("|")[-3:-1]]
+    values = tuple(eval(cell, {}, known) for cell in told)  # noqa: S307  # our own table
+    assert values == pytest.approx(method.worker_rows())

@@ -39,9 +39,10 @@ class FedALA(FedAvg):
     theta^ = theta_i + (theta - theta_i) W in the last p layers, theta below them; W in [0, 1] is
     trained by W <- clip(W - eta (dL/dtheta^) (theta - theta_i)) on a part of the local samples:
     until its loss settles the first time (the spread of ten passes' losses under 0.1, at most fifty
-    passes), one pass afterwards. Then local training from theta^. There is nothing to merge before
-    a client has trained. Evaluated as by the authors: theta^ from the newest global model; beside
-    it the model after local training.
+    passes), one pass afterwards. A pass includes the last, smaller batch, and its loss is that
+    batch's. Then local training from theta^. There is nothing to merge before a client has trained.
+    Evaluated as by the authors: theta^ from the newest global model; beside it the model after
+    local training.
     """
 
     Options: ClassVar[Any] = Options
@@ -51,7 +52,7 @@ class FedALA(FedAvg):
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
         layout = setting.layout
-        self.top = layout.part(last_layers(setting, options.head))
+        self.top = layout.part(last_layers(setting, options.head, most=len(layout.layers)))
         self.fresh = 1 + self.top.size / layout.size
 
     def keeps(self, initial: torch.Tensor) -> State:
@@ -72,10 +73,12 @@ class FedALA(FedAvg):
         losses: list[float] = []
         while not self._settled(losses, first=float(merges) == 0):
             for _ in self._batches(client, engine):
-                slope = self.top.take(engine.slope(model))
+                slope = self.top.take(engine.slope(model, decay=False))
                 weights.sub_(slope * apart, alpha=self.options.eta).clamp_(0, 1)
                 self._merge(model, own, apart, weights)
             losses.append(engine.batch_loss())  # of the pass's last batch
+        model.copy_(theta)  # the passes have moved running statistics
+        self._merge(model, own, apart, weights)
         return model, weights, merges + 1
 
     def _merge(

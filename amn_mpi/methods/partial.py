@@ -58,16 +58,21 @@ class PartlyShared(FedAvg):
         yield "personal", self.joined(client, received[0], engine)
 
 
-def last_layers(setting: Setting, count: int) -> Sequence[str]:
+def last_layers(setting: Setting, count: int, most: int = -1) -> Sequence[str]:
     """The ``count`` layers nearest the output: the head.
 
+    Args:
+        most: how many there may be; -1: all but one, which is the body.
+
     Raises:
-        ConfigError: the model has no layer left for the body.
+        ConfigError: there are more.
     """
     layers = setting.layout.layers
-    if count >= len(layers):
+    most = len(layers) + most if most < 0 else most
+    if count > most:
+        valid = f"valid is at most {most}" if most else "choose a model.name with a body"
         raise ConfigError(
-            f"method.head = {count}: the model has {len(layers)} layers ({', '.join(layers)}); "
-            f"valid is at most {len(layers) - 1}"
+            f"method.head = {count}: the model has {len(layers)} layer{'s' * (len(layers) > 1)} "
+            f"({', '.join(layers)}); {valid}"
         )
     return layers[len(layers) - count :]
