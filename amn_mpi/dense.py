@@ -18,7 +18,12 @@ class Dense:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.layers = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
+        layers = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
+        # Looked up once: a module's attributes cost as much as its small products.
+        self._layers = [
+            (layer.weight, layer.weight.data, layer.weight.data.t(), layer.bias.data, *_gradients(layer))
+            for layer in layers
+        ]
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
@@ -40,21 +45,27 @@ class Dense:
         Layers below the lowest trained one are left out; the gradients of layers that are not
         trained are not touched.
         """
-        with torch.no_grad():
-            inputs = [x.flatten(1)]
-            for layer in self.layers[:-1]:
-                inputs.append(torch.relu_(torch.addmm(layer.bias, inputs[-1], layer.weight.t())))
-            last = self.layers[-1]
-            scores = torch.addmm(last.bias, inputs[-1], last.weight.t())
-            chance = torch.log_softmax(scores, 1)
-            outer = torch.zeros_like(chance).scatter_(1, y[:, None], -1.0 / len(y))
-            slope = torch.ops.aten._log_softmax_backward_data(outer, chance, 1, chance.dtype)
-            lowest = next(k for k, layer in enumerate(self.layers) if layer.weight.requires_grad)
-            for k in range(len(self.layers) - 1, lowest - 1, -1):
-                layer, below = self.layers[k], inputs[k]
-                if layer.weight.requires_grad:
-                    torch.mm(slope.t(), below, out=layer.weight.grad)
-                    torch.sum(slope, 0, out=layer.bias.grad)
-                if k > lowest:
-                    slope = torch.ops.aten.threshold_backward(slope @ layer.weight, below, 0)
-            return chance
+        inputs, layers = [x.view(len(y), -1)], self._layers
+        for _, _, across, bias, _, _ in layers[:-1]:
+            inputs.append(torch.addmm(bias, inputs[-1], across).relu_())
+        _, _, across, bias, _, _ = layers[-1]
+        chance = torch.log_softmax(torch.addmm(bias, inputs[-1], across), 1)
+        outer = torch.zeros_like(chance).scatter_(1, y.view(-1, 1), -1.0 / len(y))
+        slope = torch.ops.aten._log_softmax_backward_data(outer, chance, 1, chance.dtype)
+        lowest = 0
+        while not layers[lowest][0].requires_grad:
+            lowest += 1
+        for k in range(len(layers) - 1, lowest - 1, -1):
+            parameter, weight, _, _, by_weight, by_bias = layers[k]
+            if parameter.requires_grad:
+                torch.mm(slope.t(), inputs[k], out=by_weight)
+                torch.sum(slope, 0, out=by_bias)
+            if k > lowest:
+                slope = torch.ops.aten.threshold_backward(slope @ weight, inputs[k], 0)
+        return chance
+
+
+def _gradients(layer: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    if layer.weight.grad is None or layer.bias.grad is None:
+        raise ValueError("bind the module first: its gradients have to be there")
+    return layer.weight.grad, layer.bias.grad

@@ -212,7 +212,10 @@ class Engine:
             step.add_(shift[:trained])
         if self._velocity is not None:
             step = self._velocity.mul_(local.momentum).add_(step)
-        for start, stop in ((0, trained),) if only is None else only.ranges:
+        if only is None:
+            self._w.sub_(step, alpha=local.lr)
+            return
+        for start, stop in only.ranges:
             self._w[start:stop].sub_(step[start:stop], alpha=local.lr)
 
     @contextmanager
