@@ -148,7 +148,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         if isinstance(value, dict):
             flat.update(_flatten(value, f"{prefix}{name}."))
-        elif value is not None or prefix + str(name) not in SECTIONS:
+        elif value is not None or prefix + str(name) not in (*SECTIONS, "method"):
             flat[f"{prefix}{name}"] = value
     return flat
 

@@ -16,11 +16,12 @@ if __name__ == "__main__":
     # As in main.py: Python's own handler would raise amid imports and the start of MPI.
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
+import difflib
 import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,9 @@ def parse(argv: Sequence[str]) -> Request:
             names.append(word)
             continue
         option, equals, value = word.partition("=")
+        near = difflib.get_close_matches(option[2:], LISTS, n=1, cutoff=0.8)
+        if near and option[2:] not in (*LISTS, "seed"):
+            raise ConfigError(f"{option}: unknown; did you mean --{near[0]}?")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{option}: a value is missing after it")
@@ -100,7 +104,10 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
         comm.configure(config.comm.wait, config.comm.timeout)
         folder = plan.open(cell) if plan is not None and cell is not None else None
         fed = comm.share(main.prepare(config) if comm.is_server else None)
-        found = job.cell(config, comm, fed, folder)
+        try:
+            found = job.cell(config, comm, fed, folder)
+        except ConfigError as error:
+            raise ConfigError(f"{cell.folder}: {error}" if cell else str(error)) from None
         if plan is not None and cell is not None and folder is not None:
             plan.close(cell, folder, found)
     if plan is not None:
@@ -112,17 +119,21 @@ def _plan(argv: Sequence[str]) -> Plan | None:
     if "--help" in argv or "-h" in argv:
         print(HELP, flush=True)
         return None
+    from amn_mpi import matrix
+
     request = parse(argv)
-    folders = [name for name in request.names if Path(name).is_dir()]
-    if folders and not request.chosen["scenarios"] and len(folders) == len(request.names):
+    folders = [name for name in request.names if Path(name).is_dir() and not matrix.known(name)]
+    if len(folders) == len(request.names):
+        of_matrix = [f"--{kind}" for kind in LISTS if request.chosen[kind]] + request.words[:1]
+        if of_matrix:
+            raise ConfigError(f"{of_matrix[0]}: is not for folders; valid are --reference and --out")
         compare_folders(folders, request)
         return None
     if len(request.names) > 1:
         strange = next(name for name in request.names if name not in folders)
         raise ConfigError(f"{strange}: give either folders that hold runs, or one comparison")
-    from amn_mpi import matrix
-
     found = matrix.read(request.names[0], request.chosen, ["--progress", "off", *request.words])
+    _check_reference(request, list(found.trials))
     plan = Plan(found, Path(request.out or f"runs/{found.path.stem}"), request)
     if request.dry:
         plan.show()
@@ -131,12 +142,20 @@ def _plan(argv: Sequence[str]) -> Plan | None:
     return plan
 
 
+def _check_reference(request: Request, labels: list[str]) -> None:
+    if request.reference and request.reference not in labels:
+        valid = ", ".join(dict.fromkeys(labels))
+        raise ConfigError(f"--reference {request.reference}: has not run; valid are {valid}")
+
+
 def compare_folders(folders: Sequence[str], request: Request) -> None:
     """Tables of all finished runs in and below some folders."""
     paths = sorted({path for name in folders for path in Path(name).rglob("result.json")})
     if not paths:
         raise UserError(f"{', '.join(folders)}: no finished run (result.json) in or below it")
     scores = [_score(path) for path in paths]
+    scores = [replace(s, label=f"{s.label}-{s.trial:02d}") if s.trial >= 0 else s for s in scores]
+    _check_reference(request, [score.label for score in scores])
     known: dict[tuple[str, str, int], Path] = {}
     for score, path in zip(scores, paths):
         other = known.setdefault((score.scenario, score.label, score.seed), path)
@@ -184,13 +203,17 @@ class Plan:
         from amn_mpi.runfolder import HELD, RunFolder
 
         path = self.out / cell.folder
-        for name in HELD:
-            (path / name).unlink(missing_ok=True)
+        try:
+            for name in HELD:
+                (path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
         return RunFolder(str(path))
 
     def close(self, cell: Cell, folder: Any, found: dict[str, Any]) -> None:
         """Keep a finished cell, and say how it went."""
         place = {"scenario": cell.scenario, "label": cell.label, "seed": cell.seed, "trial": cell.trial}
+        found.pop("peak_memory_mb", None)  # the process's peak, so the largest run's until now
         folder.finish({**found, "cell": place})
         self._done += 1
         spent = time.monotonic() - self._started
@@ -209,16 +232,18 @@ class Plan:
     def _choose(self, scores: list[Score]) -> None:
         import yaml
 
-        from amn_mpi import tables
+        from amn_mpi import cli, tables
         from amn_mpi.scores import best_trials
 
         best = best_trials(scores)
         chosen = {label: self.matrix.trials[label][trial] for label, trial in best.items()}
-        for table in tables.trials(scores, self.matrix.trials):
-            tables.show(table)
+        if (self.out / "tuned.yaml").is_file():  # of other methods, by an earlier command
+            chosen = {**(cli.load(self.out / "tuned.yaml").get("methods") or {}), **chosen}
         _write(self.out / "scores.csv", tables.long_csv(scores))
         head = f"# Chosen by {self.matrix.path.name} on validation data, {len(scores)} runs.\n"
         _write(self.out / "tuned.yaml", head + yaml.safe_dump({"methods": chosen}, sort_keys=False))
+        for table in tables.trials(scores, self.matrix.trials):
+            tables.show(table)
         print(f"chosen values in {self.out}/tuned.yaml", flush=True)
 
     def _finished(self, cell: Cell) -> bool:
@@ -238,17 +263,24 @@ class Plan:
 def _result(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-        return {**found, "config": found["config"]}
+        if not isinstance(found["config"], dict):
+            raise TypeError("config is no tree")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the result of a run: {type(error).__name__} {error}") from None
 
 
 def _score(path: Path) -> Score:
+    from amn_mpi import methods
     from amn_mpi.scores import of_result
 
     found = _result(path)
-    place = found.get("cell", {})
-    return of_result(found, place.get("scenario", ""), place.get("label", ""), place.get("trial", -1))
+    try:
+        methods.get(found["method"])
+        place = found.get("cell", {})
+        return of_result(found, place.get("scenario", ""), place.get("label", ""), place.get("trial", -1))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the result of a run: {type(error).__name__} {error}") from None
 
 
 def _tables(scores: list[Score], reference: str, out: Path | None) -> None:
@@ -257,12 +289,13 @@ def _tables(scores: list[Score], reference: str, out: Path | None) -> None:
     from amn_mpi.scores import Board
 
     found = tables.tables(Board(scores, reference))
-    for table in found:
-        tables.show(table)
-    if out is not None:
+    if out is not None:  # first of all: the terminal may be gone
         _write(out / "tables.md", "\n".join(map(tables.markdown, found)))
         _write(out / "tables.tex", "\n".join(map(tables.latex, found)))
         _write(out / "scores.csv", tables.long_csv(scores))
+    for table in found:
+        tables.show(table)
+    if out is not None:
         print(f"tables in {out}/tables.md, tables.tex and scores.csv", flush=True)
 
 

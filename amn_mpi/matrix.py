@@ -16,6 +16,7 @@ combinations are its trials, and ``trials``, the number that every method gets.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from amn_mpi.config import Config
 from amn_mpi.errors import ConfigError
 
 KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "grid", "trials", "reference")
-# What may differ between a finished cell and the file: nothing of these changes a result.
+# What may differ between a finished cell and the file: how and where it runs.
 FREE = ("out", "progress", "threads", "device", "comm", "data.root", "data.cache")
 
 
@@ -79,6 +80,11 @@ def find(name: str) -> Path:
     )
 
 
+def known(name: str) -> bool:
+    """Whether it is the name of a comparison that comes with the package."""
+    return any((folder / "compare" / f"{name}.yaml").is_file() for folder in cli.config_folders())
+
+
 def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matrix:
     """The matrix that a file describes.
 
@@ -97,25 +103,48 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
     labels = _trials(tree, path) if "grid" in tree else {k: [v] for k, v in _methods(tree, path).items()}
     scenarios = _table(tree, "scenarios", path)
     seeds = tree.get("seeds", [0])
-    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
-        raise ConfigError(f"{path}: seeds = {seeds}: valid is a list of whole numbers")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ConfigError(f"{path}: seeds = {seeds}: valid is a list of whole numbers >= 0")
     places = _pick("scenarios", list(scenarios), chosen, path)
     who = _pick("methods", list(labels), chosen, path)
-    draws = [int(seed) for seed in _pick("seeds", list(map(str, seeds)), chosen, path, free=True)]
-    common = [cli.read(config) for config in tree.get("config", [])]
-    common.append(cli.layer(tree.get("keys") or {}, f"{path}, keys"))
-    cells = []
-    for scenario, seed, label in itertools.product(places, draws, who):
-        here = cli.layer(scenarios[scenario], f"{path}, scenario {scenario}")
-        for number, keys in enumerate(labels[label]):
-            own = {"method.name": label, **cli.layer(keys, f"{path}, method {label}")}
-            if own["method.name"] not in methods.METHODS:
-                known = ", ".join(methods.METHODS)
-                raise ConfigError(f"{path}: methods: {label}: no method; valid are {known}")
-            config = cli.resolve([*common, here, own], ["--seed", str(seed), *words])
-            cells.append(Cell(scenario, label, seed, number if "grid" in tree else -1, config))
+    asked = _pick("seeds", list(map(str, seeds)), chosen, path, free=True)
+    draws = list(dict.fromkeys(map(int, asked)))
+    configs, keys = tree.get("config") or [], tree.get("keys") or {}
+    if not isinstance(configs, list) or not all(isinstance(config, str) for config in configs):
+        raise ConfigError(f"{path}: config = {configs}: valid is a list of names or paths")
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{path}: keys = {keys}: valid is a table of keys")
+    reference = tree.get("reference", methods.DEFAULT)
+    if "reference" in tree and reference not in list(labels):
+        raise ConfigError(f"{path}: reference = {reference}: valid are {', '.join(labels)}")
+    common = [*map(cli.read, configs), cli.layer(keys, f"{path}, keys")]
+    here = {name: cli.layer(scenarios[name], f"{path}, scenario {name}") for name in places}
+    resolved = {
+        (scenario, label): [
+            _resolve(path, label, [*common, here[scenario]], own, words) for own in labels[label]
+        ]
+        for scenario in places
+        for label in who
+    }
+    cells = [
+        Cell(scenario, label, seed, number if "grid" in tree else -1, dataclasses.replace(config, seed=seed))
+        for scenario, seed, label in itertools.product(places, draws, who)
+        for number, config in enumerate(resolved[scenario, label])
+    ]
     trials = {label: labels[label] for label in who}
-    return Matrix(path, cells, tree.get("reference", methods.DEFAULT), trials, "grid" in tree)
+    return Matrix(path, cells, reference, trials, "grid" in tree)
+
+
+def _resolve(path: Path, label: str, layers: list[dict], keys: dict, words: Sequence[str]) -> Config:
+    """One method in one scenario, with seed 0."""
+    own = {"method.name": label, **cli.layer(keys, f"{path}, method {label}")}
+    name = own["method.name"]
+    if not isinstance(name, str) or name not in methods.METHODS:
+        said = "" if name == label else f" {name}"
+        raise ConfigError(
+            f"{path}: methods: {label}: no method{said}; valid are {', '.join(methods.METHODS)}"
+        )
+    return cli.resolve([*layers, own], ["--seed", "0", *words])
 
 
 def difference(config: Config, done: dict[str, Any]) -> str:
@@ -183,6 +212,8 @@ def _table(tree: dict[str, Any], name: str, path: Path) -> dict[str, dict]:
     if not isinstance(section, dict) or not section:
         raise ConfigError(f"{path}: {name}: missing; valid is a table of names, each with its keys")
     for label, keys in section.items():
+        if "/" in str(label) or str(label).startswith("."):
+            raise ConfigError(f"{path}: {name}: {label}: cannot be the name of a folder")
         if keys is not None and not isinstance(keys, dict):
             raise ConfigError(f"{path}: {name}: {label} = {keys}: valid is a table of keys")
     return {str(label): keys or {} for label, keys in section.items()}
@@ -196,6 +227,6 @@ def _pick(
     if not asked:
         return known
     for name in asked:
-        if name not in known and not (free and name.isdigit()):
+        if name not in known and not (free and name.isascii() and name.isdigit()):
             raise ConfigError(f"--{kind} {name}: not in {path}; valid are {', '.join(known)}")
     return asked if free else [name for name in known if name in asked]

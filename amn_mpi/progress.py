@@ -88,7 +88,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         grid.add_column(column, justify="right" if number else "left", no_wrap=True, min_width=keep)
     for row in cells[1:]:
         grid.add_row(*row)
-    Console(width=width or 160, force_terminal=bool(width)).print(grid)
+    whole = sum(widths) + 2 * len(widths) + 2  # a log has any width
+    Console(width=width or max(160, whole), force_terminal=bool(width), markup=False, emoji=False).print(grid)
     sys.stdout.flush()
 
 

@@ -127,8 +127,30 @@ def turn(run: Run, t: int, cohort: np.ndarray, k: int, number: int, received: to
     client = view(run, t, number, run.exchange.slot(k))
     started = time.monotonic()
     update = run.method.local_update(client, share(run, k, received), run.engine)
+    check(run, update)
     trouble = run.exchange.take(number, k, cohort, update)
     return replace(update, seconds=time.monotonic() - started, trouble=trouble)
+
+
+def check(run: Run, update: Update) -> None:
+    """What a method returns is what it declares; else its author hears of it in the first turn.
+
+    Raises:
+        TypeError: names missing or too many, or state that the next client's turn would overwrite.
+    """
+    method, who = run.method, type(run.method).__name__
+    for kind, got, declared in (
+        ("state", update.state, run.state),
+        ("figures", update.figures, method.wire.figures),
+    ):
+        if set(got) != set(declared):
+            raise TypeError(
+                f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(declared)}"
+            )
+    workspace = {v.untyped_storage().data_ptr() for v in (run.engine.parameters, run.engine.gradients)}
+    for name, vector in update.state.items():
+        if vector.untyped_storage().data_ptr() in workspace:
+            raise TypeError(f"{who}.local_update returned the engine's workspace as state {name}: clone it")
 
 
 def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:

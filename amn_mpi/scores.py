@@ -64,9 +64,10 @@ def scenario_of(result: dict[str, Any]) -> str:
     }[data["labels"]]
     sizes = f", log-normal {data['sigma']:g}" if data["sizes"] == "lognormal" else ""
     concept = f", {data['concept']} {data['concept_groups']}" if data["concept"] != "none" else ""
+    part = f", validation {data['validation']:g}" if data.get("validation") else ""
     clients, rounds = result["config"]["data"]["clients"], result["config"]["rounds"]
     name = model["name"].removesuffix("_bn")
-    return f"{data['name']}, {labels}{sizes}{concept}, {name}, {clients} clients, {rounds} rounds"
+    return f"{data['name']}, {labels}{sizes}{concept}, {name}, {clients} clients, {rounds} rounds{part}"
 
 
 @dataclass(frozen=True)

@@ -194,4 +194,6 @@ def _notes(board: Board) -> list[str]:
 def _escape(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "†": r"$\dagger$", "~": r"\textasciitilde{}"}
     special.update({sign: f"\\{sign}" for sign in "&%#_{}$"})
-    return "".join(special.get(sign, sign) for sign in text)
+    special["^"] = r"\textasciicircum{}"
+    guard = "{}" if text.startswith(("[", "*")) else ""  # after a line's end they are its argument
+    return guard + "".join(special.get(sign, sign) for sign in text)

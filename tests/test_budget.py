@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import plain
 import pytest
 
 from amn_mpi import budget, methods, rng
@@ -197,7 +198,26 @@ def test_sizes_are_readable() -> None:
 
 def test_every_method_has_a_budget() -> None:
     for name in methods.METHODS:
-        assert len(needs(3, settings(name))) == 3
+        model = Model(plain.NETWORK.get(name, "linear"), hidden=3)  # type: ignore[arg-type]
+        server, *workers = needs(3, settings(name, model=model))
+        assert len(workers) == 2 and server.vectors > 0
+        assert server.down_run == sum(w.down_run for w in workers) and workers[0].up_run > 0
+
+
+def test_a_part_of_the_model_is_what_travels() -> None:
+    """An mlp of 4-3-2: 15 parameters of the body travel, 8 of the head stay."""
+    what = settings("fedper", model=Model("mlp", hidden=3))
+    worker = needs(3, what)[1]
+    assert (worker.down, worker.up) == (15 * 4, 15 * 8 + 2 * 8)
+    # 4 + 1 vectors of 23, the broadcast and 5 for the mean of the body, a head kept and a new one.
+    assert worker.vectors == (5 * 23 + 6 * 15 + 2 * 2 * 8) * 4
+
+
+def test_what_evaluation_renews_is_counted() -> None:
+    """pFedHN: seven rounds and the last evaluation; with half a cohort every evaluation is for all."""
+    row = 10 * 4
+    assert needs(3, settings("pfedhn"))[1].down_run == (7 + 1) * 2 * row
+    assert needs(3, settings("pfedhn", cohort=0.5))[1].down_run == 7 * row + 7 * 2 * row
 
 
 def test_activations_by_hand() -> None:

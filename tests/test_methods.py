@@ -15,6 +15,7 @@ from amn_mpi import rng, rounds, session
 from amn_mpi.config import Evaluate, Local
 from amn_mpi.errors import UserError
 from amn_mpi.methods import METHODS, amn, fedavg, fedavg_ft, get, local
+from amn_mpi.methods.base import Client, Update
 from amn_mpi.progress import Progress
 
 LOCALS = [
@@ -165,6 +166,37 @@ def test_divergence_names_round_and_client(tmp_path: Path) -> None:
     run = plain.start(tmp_path, fedavg.Options(), rounds=9, local=Local(epochs=1, lr=1e30))
     with pytest.raises(UserError, match=r"round \d: client \d diverged"):
         rounds.train(run, lambda outcome: None)
+
+
+def broken(what: str, run: rounds.Run) -> Any:
+    """A local update that does not keep to what Local declares."""
+
+    def update(client: Client, received: torch.Tensor, engine: Any) -> Update:
+        model = engine.train(client.state["model"], client.x, client.y, client.generator("shuffle"))
+        return {
+            "nothing": Update(),
+            "a typing error": Update(state={"mdel": model.clone()}),
+            "a figure": Update({"loss": 1.0}, {"model": model.clone()}),
+            "workspace": Update(state={"model": model}),
+        }[what]
+
+    return update
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("nothing", r"returned state \[\]; declared are \['model'\]"),
+        ("a typing error", r"returned state \['mdel'\]; declared are \['model'\]"),
+        ("a figure", r"returned figures \['loss'\]; declared are \[\]"),
+        ("workspace", "workspace as state model: clone it"),
+    ],
+)
+def test_an_author_hears_of_a_broken_promise_at_once(tmp_path: Path, what: str, told: str) -> None:
+    run = plain.start(tmp_path, local.Options(), local=LOCALS[0])
+    run.method.local_update = broken(what, run)  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=told):
+        rounds.run_round(run, 1)
 
 
 # ---- what is made of a run

@@ -6,6 +6,11 @@ a file. The runtime draws the cohort, moves vectors, keeps state by name, evalua
 A model is a float32 torch tensor of shape (P,). What travels has shape (S,): the whole model, or
 the ``part`` of it that the method shares. Tensors handed in are the runtime's buffers: read them,
 or fill those documented as outputs, and keep no reference to them beyond the call.
+
+Building blocks: ``config.key`` for options, ``Engine.train`` (its result is the workspace: copy it),
+``loss``, ``gradient``, ``batches`` and ``slope``; ``blocks.mix`` and ``blocks.inner`` for rows of models;
+``held_out`` and ``shares`` below. torch is imported inside functions: the command line reads the
+options of methods without it.
 """
 
 from __future__ import annotations
@@ -80,7 +85,8 @@ class Client:
         x, y: its training samples, in an order that is random but fixed for the run.
         state: what it keeps, by name (read-only).
         up: (returned, S): fill it with what the client returns; it holds anything at first.
-        generator: ``generator(purpose)`` draws anew for this round and client.
+        generator: ``generator(purpose)`` draws anew for this round and client; the order of
+            plain local training is the purpose "shuffle", so that methods can be compared bit by bit.
     """
 
     number: int
@@ -181,7 +187,7 @@ class Method:
         out[0, 0] = server["model"]
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
-        """Change the server state by what arrived; returns figures for the metrics."""
+        """Change the server state by what arrived; returns figures for the metrics (JSON values)."""
         return {}
 
     def deploy(self, server: State) -> dict[str, float]:

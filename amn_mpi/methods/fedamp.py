@@ -37,6 +37,9 @@ class FedAMP(Method):
     is not is divided by its sum, with xi_ii = 0. alpha is constant over rounds. The paper leaves
     open where the client's SGD starts; public implementations differ, most take its own model.
     In cohorts the newest models of all clients that have trained take part.
+
+    Other ways of mixing clients' newest models can derive from it: ``weights`` is the hook, and
+    ``server["inner"]`` holds <w_i - w_0, w_j - w_0>.
     """
 
     Options: ClassVar[Any] = Options

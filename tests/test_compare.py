@@ -1,0 +1,544 @@
+"""A comparison as a user runs it: on 1 and 3 ranks, stopped and gone on with, tuned, and misused."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
+
+import pytest
+import yaml
+from running import end, one_line, result, run, start, wait_for
+
+from amn_mpi import compare, matrix
+from amn_mpi.errors import ConfigError, UserError
+from amn_mpi.runfolder import lock
+
+# "wild" leaves the numbers in its first round: that must not keep the others from finishing.
+MATRIX = """
+seeds: [0, 1]
+keys:
+  rounds: 2
+  data: {clients: 4, train_per_client: 16, test_per_client: 8, concept: none, cache: CACHE}
+  model: {name: linear}
+  local: {steps: 2}
+scenarios:
+  iid: {data: {labels: iid}}
+  skew: {data: {labels: dirichlet}}
+reference: fedavg_ft
+methods:
+  amn: {method: {common_rounds: 1}}
+  wild: {method: {name: fedavg}, local: {lr: 1.0e+30}}
+  fedavg_ft: {local: {momentum: 0.5}}
+"""
+CELLS = [f"{s}/{m}/seed{k}" for s in ("iid", "skew") for k in (0, 1) for m in ("amn", "wild", "fedavg_ft")]
+LONG = ("--rounds", 800, "--evaluate.every", 800)  # seconds
+TUNING = """
+seeds: [100]
+keys:
+  rounds: 2
+  data: {clients: 4, train_per_client: 16, test_per_client: 8, concept: none, cache: CACHE, validation: 0.25}
+  model: {name: linear}
+  local: {steps: 2}
+scenarios: {skew: {data: {labels: dirichlet}}}
+trials: 2
+grid:
+  mine: {method: {name: ditto, lam: [0.5, 0.1]}, local: {epochs: 1}}
+  fedavg: {local: {lr: [1.0e+30, 0.05]}}
+"""
+
+
+def begin(*args: object, ranks: int = 0) -> Popen[str]:
+    """``python -m amn_mpi.compare ARGS`` in the background."""
+    return start("amn_mpi.compare", *args, ranks=ranks, script="-m")
+
+
+def command(*args: object, ranks: int = 0) -> CompletedProcess[str]:
+    return end(begin(*args, ranks=ranks), 60)
+
+
+def write(folder: Path, text: str, name: str = "my.yaml") -> Path:
+    (folder / name).write_text(text.replace("CACHE", str(folder / "cache")))
+    return folder / name
+
+
+def scores(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def what_counts(folder: Path) -> list[dict[str, str]]:
+    """The scores but for what depends on the number of ranks."""
+    return [
+        {k: v for k, v in row.items() if k not in ("round_seconds", "bytes_sent")} for row in scores(folder)
+    ]
+
+
+def has(line: str, *words: object) -> None:
+    assert [word for word in words if str(word) not in line] == [], line
+
+
+class Done:
+    """One comparison, run on 1 and on 3 ranks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = write(folder, MATRIX)
+        self.out = {ranks: folder / f"on{ranks}" for ranks in (1, 3)}
+        processes = {n: begin(self.file, "--out", out, ranks=n * (n > 1)) for n, out in self.out.items()}
+        self.said = {ranks: end(process, 60) for ranks, process in processes.items()}
+
+    def copy(self, folder: Path, ranks: int = 1) -> Path:
+        """A finished comparison that a test may spoil."""
+        shutil.copytree(self.out[ranks], folder / "out")
+        return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return Done(tmp_path_factory.mktemp("done"))
+
+
+def plan(*args: object) -> compare.Plan:
+    """What rank 0 would do, in this process."""
+    found = compare._plan(list(map(str, args)))
+    assert found is not None
+    return found
+
+
+def refused(*args: object, kind: type[UserError] = UserError) -> str:
+    """The line with which rank 0 refuses, in this process: starting another one takes a second."""
+    with pytest.raises(UserError) as caught:
+        compare._plan(list(map(str, args)))
+    assert "\n" not in str(caught.value) and caught.value.status == kind.status
+    return str(caught.value)
+
+
+# ---- a matrix
+
+
+def test_the_number_of_ranks_changes_no_score(done: Done) -> None:
+    for said in done.said.values():
+        assert (said.returncode, said.stderr) == (0, "")
+    one, three = (what_counts(done.out[n]) for n in (1, 3))
+    assert one == three
+    assert [f"{row['scenario']}/{row['label']}/seed{row['seed']}" for row in one] == CELLS
+    for name in CELLS:
+        a, b = (result(done.out[n] / name) for n in (1, 3))
+        assert a["config"] == b["config"] and a.get("per_client") == b.get("per_client")
+    tables = [(done.out[n] / "tables.md").read_text() for n in (1, 3)]
+    assert tables[0] == tables[1]
+    assert {row["bytes_sent"] for row in scores(done.out[1])} == {"0"}
+    sent = {(row["label"], row["bytes_sent"]) for row in scores(done.out[3])}
+    assert len(sent) == 3, "a cell's bytes depend on the cells before it"
+
+
+def test_scores_are_those_of_the_cells(done: Done) -> None:
+    rows = {f"{row['scenario']}/{row['label']}/seed{row['seed']}": row for row in scores(done.out[3])}
+    for name in CELLS:
+        found, row = result(done.out[3] / name), rows[name]
+        assert found["cell"] == {
+            "scenario": row["scenario"], "label": row["label"], "seed": int(row["seed"]), "trial": -1
+        }  # fmt: skip
+        assert row["method"] == found["method"] == found["config"]["method"]["name"]
+        if row["label"] != "wild":
+            assert row["mean_last5"] == f"{found['mean_last5']:.4f}"
+            assert row["bytes_sent"] == str(sum(found["bytes_sent"].values()))
+            assert (found["ranks"], found["clients"], found["rounds"]) == (3, 4, 2)
+    assert not list(done.out[3].rglob("models.h5"))
+
+
+def test_a_cell_is_what_a_run_of_its_own_gives(done: Done, tmp_path: Path) -> None:
+    """The last cell of twelve, alone, with the command that an ordinary run has."""
+    cell = done.out[3] / CELLS[-1]
+    ran = run("--config", cell / "config.yaml", "--out", tmp_path / "run")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    alone, within = result(tmp_path / "run"), result(cell)
+    for key in ("per_client", "mean_last5", "best_accuracy", "worst10", "models"):
+        assert alone[key] == within[key], key
+
+
+def test_a_diverged_cell_is_recorded_and_the_others_finish(done: Done) -> None:
+    for ranks, out in done.out.items():
+        found = result(out / "skew/wild/seed1")
+        has(found["diverged"], "round 1: client ", "diverged")
+        assert "mean_last5" not in found
+        wild = [row for row in scores(out) if row["label"] == "wild"]
+        assert len(wild) == 4 and {row["mean_last5"] for row in wild} == {"nan"}
+        has(done.said[ranks].stdout, "12 runs, 12 to do", "[2/12] iid/wild/seed0: round 1: client")
+        table = (out / "tables.md").read_text()
+        assert "| wild | diverged | diverged | diverged | 3.0 |" in table
+        assert "| wild | - | - | - |" in table
+        assert "difference to fedavg_ft" in table and "**" in table
+        latex = (out / "tables.tex").read_text()
+        assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
+        assert r"fedavg\_ft" in latex
+
+
+def test_a_finished_matrix_is_not_run_again(done: Done, tmp_path: Path) -> None:
+    out = done.copy(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    (out / "tables.md").unlink()
+    found = plan(done.file, "--out", out)
+    assert (found.ranks(), found.todo, len(before)) == (0, [], 12)
+    found.report()
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert (out / "tables.md").read_text() == (done.out[1] / "tables.md").read_text()
+
+
+def test_an_unfinished_cell_is_run_again_and_no_other(done: Done, tmp_path: Path) -> None:
+    out = done.copy(tmp_path)
+    (out / CELLS[6] / "result.json").unlink()
+    (out / CELLS[6] / "metrics.jsonl").write_text('{"round": 1, "cli')
+    (out / CELLS[6] / ".lock").write_text("")
+    shutil.rmtree(out / CELLS[11])
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    again = command(done.file, "--out", out, "--threads", 2, ranks=3)
+    assert (again.returncode, again.stderr) == (0, "")
+    has(again.stdout, "12 runs, 2 to do", f"[1/2] {CELLS[6]}", f"[2/2] {CELLS[11]}")
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert {path: after[path] for path in before} == before and len(after) == 12
+    assert what_counts(out) == what_counts(done.out[1])
+    rows = [json.loads(line) for line in (out / CELLS[6] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2]
+
+
+def test_a_part_of_a_matrix(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = done.copy(tmp_path)
+    found = plan(done.file, "--out", out, "--methods", "amn,fedavg_ft", "--scenarios", "skew", "--seeds", 1)
+    found.report()
+    assert [row["label"] for row in scores(out)] == ["amn", "fedavg_ft"]
+    has(capsys.readouterr().out, "2 runs, 0 to do", "skew")
+    table = (out / "tables.md").read_text()
+    assert "difference to fedavg_ft" in table
+    assert "±" not in table.replace("mean ± std", ""), "there is one seed"
+
+
+def test_a_changed_key_is_refused(done: Done, tmp_path: Path) -> None:
+    out = done.copy(tmp_path)
+    line = refused(done.file, "--out", out, "--local.steps", 3)
+    has(line, out / "iid/amn/seed0", "local.steps = 2, now 3", "delete it", "--out")
+    text = MATRIX.replace("momentum: 0.5", "momentum: 0.25")
+    line = refused(write(tmp_path, text), "--out", out, "--data.cache", tmp_path)
+    has(line, out / "iid/fedavg_ft/seed0", "local.momentum = 0.5, now 0.25")
+    has(refused(done.file, "--out", out, "--local.steps", 3, "--dry_run"), "local.steps = 2, now 3")
+
+
+def test_a_dry_run_runs_nothing(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, MATRIX)
+    assert compare._plan([str(file), "--out", str(tmp_path / "out"), "--dry_run"]) is None
+    said = capsys.readouterr().out
+    has(said, "12 runs", "iid/amn/seed0", "skew/fedavg_ft/seed1")
+    assert said.count("to do") == 12
+    assert sorted(tmp_path.iterdir()) == [file]
+    out = done.copy(tmp_path)
+    (out / CELLS[3] / "result.json").unlink()
+    before = sorted(out.rglob("*"))
+    assert compare._plan([str(done.file), "--out", str(out), "--dry_run"]) is None
+    said = capsys.readouterr().out
+    assert (said.count("to do"), said.count("done")) == (1, 11)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_no_more_ranks_than_the_smallest_run_can_use(tmp_path: Path) -> None:
+    text = MATRIX.replace("{labels: iid}", "{labels: iid, clients: 2}")
+    assert plan(write(tmp_path, text), "--out", tmp_path / "a").ranks() == 3
+    assert plan(tmp_path / "my.yaml", "--out", tmp_path / "b", "--scenarios", "skew").ranks() == 5
+
+
+def test_a_folder_of_the_comparison_s_name_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else ``compare quick --out quick`` does not go on when it is given a second time."""
+    monkeypatch.chdir(tmp_path)
+    what = ["quick_tune", "--out", "quick_tune", "--methods", "local", "--data.cache", str(tmp_path)]
+    compare._plan([*what, "--dry_run"])
+    first = capsys.readouterr().out
+    assert first.count("to do") == 12
+    (tmp_path / "quick_tune").mkdir()
+    compare._plan([*what, "--dry_run"])
+    assert capsys.readouterr().out == first
+
+
+def test_tables_are_written_though_nobody_reads_what_is_shown(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``compare quick | head``, or a terminal that cannot show a sign, at the end of hours of runs."""
+    out = done.copy(tmp_path)
+    for name in ("tables.md", "tables.tex", "scores.csv"):
+        (out / name).unlink()
+    found = plan(done.file, "--out", out)
+
+    def closed(*args: object, **keys: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("amn_mpi.progress.table", closed)
+    with contextlib.suppress(BrokenPipeError, SystemExit):
+        found.report()
+    assert {"tables.md", "tables.tex", "scores.csv"} <= {path.name for path in out.iterdir()}
+
+
+# ---- stopped
+
+
+def test_a_stopped_matrix_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    """In the second of two cells; meanwhile a second comparison in the folder is refused."""
+    file, out = write(tmp_path, MATRIX), tmp_path / "out"
+    what = (file, "--out", out, "--methods", "wild,fedavg_ft", "--scenarios", "iid", "--seeds", 0, *LONG)
+    process = begin(*what, ranks=3)
+    first, second = (out / "iid" / name / "seed0" for name in ("wild", "fedavg_ft"))
+    wait_for(second / "metrics.jsonl", 3, process)
+    has(refused(*what), f"out = {out}", "another run is writing there now")
+    process.terminate()
+    stopped = end(process, 20)
+    assert stopped.returncode != 0
+    has(one_line(stopped.stderr), "stopped by SIGTERM")
+    assert (first / "result.json").exists() and not (second / "result.json").exists()
+    written = (first / "result.json").stat().st_mtime_ns
+    again = command(*what)
+    assert (again.returncode, again.stderr) == (0, "")
+    has(again.stdout, "2 runs, 1 to do", "[1/1] iid/fedavg_ft/seed0")
+    assert (first / "result.json").stat().st_mtime_ns == written
+    assert len((second / "metrics.jsonl").read_text().splitlines()) == 800
+    assert [row["label"] for row in scores(out)] == ["wild", "fedavg_ft"]
+
+
+# ---- tuning
+
+
+def test_a_tuning_chooses_values_for_another_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command(write(tmp_path, TUNING), "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = scores(out)
+    assert [(row["label"], row["trial"]) for row in rows] == [
+        ("mine", "0"), ("mine", "1"), ("fedavg", "0"), ("fedavg", "1")
+    ]  # fmt: skip
+    has(done.stdout, "4 runs, 4 to do", "diverged", "method.lam: 0.1", f"chosen values in {out}/tuned.yaml")
+    assert result(out / "skew/mine-00/seed100")["per_client"]["test_samples"] == [4] * 4
+    best = max(rows[:2], key=lambda row: float(row["mean_last5"]))["trial"]
+    lam = {"0": 0.5, "1": 0.1}[best]
+    chosen = yaml.safe_load((out / "tuned.yaml").read_text())["methods"]
+    assert chosen["mine"] == {"method": {"name": "ditto", "lam": lam}, "local": {"epochs": 1}}
+    assert chosen["fedavg"] == {"local": {"lr": 0.05}}, "the trial that diverged is chosen"
+    text = "scenarios: {s: }\ntuned: tuned.yaml\nmethods: {mine: {local: {epochs: 3}}, fedavg: }"
+    found = [cell.config for cell in matrix.read(str(write(out, text)), {}, []).cells]
+    assert (found[0].method.name, found[0].method.lam, found[0].local.epochs) == ("ditto", lam, 3)
+    assert found[1].local.lr == 0.05
+
+
+def test_a_part_of_a_tuning_keeps_what_was_chosen_before(tmp_path: Path) -> None:
+    """tuned.yaml holds all methods that are tuned, not only those of the last command."""
+    file, out = write(tmp_path, TUNING), tmp_path / "out"
+    figures = {"mean_last5": 50.0, "best_accuracy": 50.0, "worst10": 50.0}
+    for cell in matrix.read(str(file), {}, ["--progress", "off"]).cells:
+        place = {"scenario": cell.scenario, "label": cell.label, "seed": cell.seed, "trial": cell.trial}
+        found = {"method": cell.config.method.name, "seed": cell.seed, "config": cell.config.as_dict()}
+        (out / cell.folder).mkdir(parents=True)
+        (out / cell.folder / "result.json").write_text(json.dumps({**found, **figures, "cell": place}))
+    plan(file, "--out", out).report()
+    whole = yaml.safe_load((out / "tuned.yaml").read_text())
+    assert set(whole["methods"]) == {"mine", "fedavg"}
+    plan(file, "--out", out, "--methods", "fedavg").report()
+    assert yaml.safe_load((out / "tuned.yaml").read_text()) == whole
+
+
+# ---- folders
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ordinary runs side by side."""
+    folder = tmp_path_factory.mktemp("runs")
+    small = ("--data.clients", 4, "--rounds", 2, "--local.steps", 2, "--progress", "off")
+
+    def one(name: str) -> CompletedProcess[str]:
+        what = ("--method.name", name, "--out", folder / name, "--data.cache", folder / f"cache-{name}")
+        return run(*small, *what)
+
+    with ThreadPoolExecutor(2) as pool:
+        for ran in pool.map(one, ["local", "fedavg"]):
+            assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+def test_two_ordinary_runs(two_runs: Path) -> None:
+    """With the module as its command line starts it; nothing is written beside the runs."""
+    before = sorted(two_runs.rglob("*"))
+    done = command(two_runs / "local", two_runs / "fedavg", "--reference", "local")
+    assert (done.returncode, done.stderr) == (0, "")
+    has(
+        done.stdout,
+        "local",
+        "fedavg",
+        "difference to local",
+        "digits, Dirichlet 0.5, permute 2, mlp, 4 clients",
+    )
+    for name in ("local", "fedavg"):
+        has(done.stdout, f"{result(two_runs / name)['mean_last5']:.1f}")
+    assert sorted(two_runs.rglob("*")) == before
+
+
+def test_all_runs_below_a_folder(two_runs: Path, tmp_path: Path) -> None:
+    assert compare._plan([str(two_runs), "--out", str(tmp_path / "tables")]) is None
+    assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == [
+        "scores.csv",
+        "tables.md",
+        "tables.tex",
+    ]
+    assert [row["label"] for row in scores(tmp_path / "tables")] == ["fedavg", "local"]
+    has((tmp_path / "tables" / "tables.md").read_text(), "difference to fedavg in points")
+
+
+def test_the_folder_of_a_matrix(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels and scenarios are the matrix's own."""
+    assert compare._plan([str(done.out[1]), "--out", str(tmp_path)]) is None
+    key = ("scenario", "label", "seed")
+    mine, whole = (sorted(tuple(row[k] for k in key) for row in scores(f)) for f in (tmp_path, done.out[1]))
+    assert mine == whole
+    has(capsys.readouterr().out, "wild", "diverged", "fedavg_ft", "skew")
+
+
+def test_folders_that_cannot_be_compared(two_runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    has(refused(tmp_path / "empty"), tmp_path / "empty", "no finished run (result.json)")
+    shutil.copytree(two_runs / "local", tmp_path / "again")
+    line = refused(two_runs, tmp_path / "again")
+    has(line, two_runs / "local", tmp_path / "again", "are both local on digits", "with seed 0", "give one")
+    has(refused(two_runs, "nosuch", kind=ConfigError), "nosuch", "folders that hold runs, or one comparison")
+    has(refused("quick", "quick_tune", kind=ConfigError), "quick", "one comparison")
+    has(refused("nosuch", kind=ConfigError), "nosuch", "neither a folder", "quick, quick_tune")
+    (tmp_path / "file").write_text("")
+    has(refused(two_runs, "--out", tmp_path / "file"), f"{tmp_path}/file", "cannot be written")
+
+
+DAMAGE: dict[str, Callable[[str], str]] = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "list": lambda text: "[1]",
+    "no config": lambda text: json.dumps({**json.loads(text), "config": None}),
+    "empty config": lambda text: json.dumps({**json.loads(text), "config": {}}),
+    "no method": lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "method"}),
+    "unknown method": lambda text: json.dumps({**json.loads(text), "method": "nosuch"}),
+    "text for a figure": lambda text: json.dumps({**json.loads(text), "mean_last5": "high"}),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_result_is_named(two_runs: Path, tmp_path: Path, how: str) -> None:
+    shutil.copytree(two_runs / "local", tmp_path / "run")
+    path = tmp_path / "run" / "result.json"
+    path.write_text(DAMAGE[how](path.read_text()))
+    has(refused(two_runs / "fedavg", tmp_path / "run"), path, "not the result of a run")
+
+
+@pytest.mark.parametrize("how", ["cut", "no config"])
+def test_a_damaged_cell_is_named(done: Done, tmp_path: Path, how: str) -> None:
+    out = done.copy(tmp_path)
+    path = out / CELLS[4] / "result.json"
+    path.write_text(DAMAGE[how](path.read_text()))
+    has(refused(done.file, "--out", out), path, "not the result of a run")
+
+
+# ---- misused
+
+
+WRONG: list[tuple[str, tuple[str, ...]]] = [
+    ("", ("compare what?", "--help")),
+    ("FILE --seeds", ("--seeds", "a value is missing")),
+    ("FILE --out --dry_run", ("--out", "a value is missing")),
+    ("FILE --seed 1", ("--seed", "not for comparisons", "--seeds")),
+    ("FILE --seed=1", ("--seed", "not for comparisons")),
+    ("FILE --method.name local", ("--method.name", "not for comparisons", "--methods")),
+    ("FILE --config amn", ("--config", "not for comparisons")),
+    ("FILE --baselines local", ("--baselines", "not for comparisons")),
+    ("FILE --progress off", ("--progress", "not for comparisons")),
+    ("FILE --scenarios nosuch", ("--scenarios nosuch", "iid, skew")),
+    ("FILE --methods amn,nosuch", ("--methods nosuch", "amn, wild, fedavg_ft")),
+    ("FILE --seeds one", ("--seeds one", "0, 1")),
+    ("FILE --nosuch 1", ("nosuch: unknown key", "command line", "valid are")),
+    ("FILE --local.lr abc", ("local.lr = abc", "a number > 0")),
+    ("FILE --reference nosuch", ("--reference nosuch", "amn, wild, fedavg_ft")),
+    ("FILE FILE", ("FILE", "one comparison")),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), WRONG)
+def test_command_lines_that_are_not_valid(tmp_path: Path, words: str, told: tuple[str, ...]) -> None:
+    file, out = str(write(tmp_path, MATRIX)), tmp_path / "out"
+    given = [file if word == "FILE" else word for word in words.split()]
+    if "--out" not in given:
+        given += ["--out", str(out)]
+    has(refused(*given, kind=ConfigError), *(word.replace("FILE", file) for word in told))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "words", ["--nosuch 1", "--methods local", "--seeds 0", "--reference nosuch", "--rounds 3"]
+)
+def test_options_that_mean_nothing_for_folders_are_refused(two_runs: Path, words: str) -> None:
+    """Rather than left out: who asks for one method would take the table of all for its answer."""
+    has(refused(two_runs, *words.split(), kind=ConfigError), words.split()[0])
+
+
+def test_a_part_of_a_folder_is_refused(two_runs: Path) -> None:
+    for folders in ([two_runs], [two_runs / "local", two_runs / "fedavg"]):
+        line = refused(*folders, "--scenarios", "iid", kind=ConfigError)
+        assert "scenarios" in line and "neither a folder with runs" not in line, line
+
+
+def test_one_comparison_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    file, out = write(tmp_path, MATRIX), tmp_path / "out"
+    out.mkdir()
+    held = lock(out)
+    has(refused(file, "--out", out), f"out = {out}: another run is writing there now")
+    held.close()
+    assert len(plan(file, "--out", out).todo) == 12
+
+
+def test_an_out_folder_that_cannot_be(tmp_path: Path) -> None:
+    file = write(tmp_path, MATRIX)
+    (tmp_path / "taken").write_text("")
+    has(refused(file, "--out", tmp_path / "taken"), f"out = {tmp_path}/taken: cannot be written")
+    has(
+        refused(file, "--out", tmp_path / "taken" / "below"),
+        f"out = {tmp_path}/taken/below: cannot be written",
+    )
+
+
+def test_a_cell_s_folder_that_cannot_be(tmp_path: Path) -> None:
+    file, out = write(tmp_path, MATRIX), tmp_path / "out"
+    out.mkdir()
+    (out / "iid").write_text("a file where the scenario's folder belongs")
+    found = plan(file, "--out", out)
+    with pytest.raises(UserError, match=r"iid/amn/seed0.*: cannot be written: Not a directory"):
+        found.open(found.todo[0])
+
+
+def test_refusals_are_said_once_with_their_status(tmp_path: Path) -> None:
+    """By the command itself: on three ranks, and where data or model do not fit in a later cell."""
+    file = write(tmp_path, MATRIX)
+    broken = write(tmp_path, MATRIX.replace("{labels: dirichlet}", "{clients: 100000}"), "broken.yaml")
+    cases = [
+        (begin(file, "--methods", "nosuch", ranks=3), 2, "--methods nosuch: not in"),
+        (begin(tmp_path), 1, "no finished run"),
+        (
+            begin(broken, "--scenarios", "skew", "--out", tmp_path / "out", ranks=3),
+            2,
+            "data.clients = 100000",
+        ),
+    ]
+    for process, status, word in cases:
+        done = end(process, 60)
+        line = one_line(done.stderr)
+        assert line.startswith("amn_mpi: ") and word in line and done.returncode == status, line
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("--help", "-h"):
+        assert compare._plan(["quick", word]) is None
+        has(capsys.readouterr().out, "amn_mpi.compare", *(f"--{name}" for name in (*compare.LISTS, "out")))
