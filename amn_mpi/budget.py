@@ -303,7 +303,7 @@ def _remedy(config: Config, need: Need, ranks: int) -> str:
         return f"the number of ranks ({ranks})"
     if need.data > need.vectors:
         return f"data.train_per_client ({config.data.train_per_client or 'all there are'})"
-    model = f"model.hidden ({config.model.hidden})" if config.model.name == "mlp" else "model.name"
+    model = f"model.hidden ({config.model.hidden})" if config.model.name.startswith("mlp") else "model.name"
     return f"{model} or data.clients ({config.data.clients})"
 
 

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import difflib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -95,6 +96,8 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
     if ranks:
         with main.signals_held():  # torch
             from amn_mpi import job
+        if plan is not None:
+            plan.check(comm)
     todo = iter(plan.todo if plan is not None else [])
     while ranks:
         cell = next(todo, None)
@@ -134,7 +137,8 @@ def _plan(argv: Sequence[str]) -> Plan | None:
         raise ConfigError(f"{strange}: give either folders that hold runs, or one comparison")
     found = matrix.read(request.names[0], request.chosen, ["--progress", "off", *request.words])
     _check_reference(request, list(found.trials))
-    plan = Plan(found, Path(request.out or f"runs/{found.path.stem}"), request)
+    whole = matrix.read(request.names[0], {}, ["--progress", "off", *request.words])
+    plan = Plan(found, whole, Path(request.out or f"runs/{found.path.stem}"), request)
     if request.dry:
         plan.show()
         return None
@@ -155,6 +159,7 @@ def compare_folders(folders: Sequence[str], request: Request) -> None:
         raise UserError(f"{', '.join(folders)}: no finished run (result.json) in or below it")
     scores = [_score(path) for path in paths]
     scores = [replace(s, label=f"{s.label}-{s.trial:02d}") if s.trial >= 0 else s for s in scores]
+    _same_data(scores, paths)
     _check_reference(request, [score.label for score in scores])
     known: dict[tuple[str, str, int], Path] = {}
     for score, path in zip(scores, paths):
@@ -167,11 +172,31 @@ def compare_folders(folders: Sequence[str], request: Request) -> None:
     _tables(scores, request.reference or "amn", Path(request.out) if request.out else None)
 
 
+def _same_data(scores: list[Score], paths: list[Path]) -> None:
+    """Runs of one scenario are compared as pairs: their data, rounds and cohorts have to be the same."""
+    from amn_mpi import cli
+
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for score, path in zip(scores, paths):
+        flat = cli.layer(_result(path)["config"], "")
+        kept = {k: v for k, v in flat.items() if k in ("rounds", "cohort") or k.startswith("data.")}
+        kept |= {"model.name": str(flat.get("model.name")).removesuffix("_bn")}
+        kept |= {"model.hidden": flat.get("model.hidden")}
+        kept = {k: v for k, v in kept.items() if k not in ("data.root", "data.cache")}
+        other, then = first.setdefault(score.scenario, (path, kept))
+        for key in kept:
+            if kept[key] != then.get(key, kept[key]):
+                raise UserError(
+                    f"{other.parent} and {path.parent} are both {score.scenario}, but {key} = {then[key]} "
+                    f"there and {kept[key]} here; give runs on the same data"
+                )
+
+
 class Plan:
     """Rank 0's side of a matrix: which cells are left, their folders, and the tables."""
 
-    def __init__(self, found: Matrix, out: Path, request: Request) -> None:
-        self.matrix, self.out, self.request = found, out, request
+    def __init__(self, found: Matrix, whole: Matrix, out: Path, request: Request) -> None:
+        self.matrix, self.whole, self.out, self.request = found, whole, out, request
         self.todo = [cell for cell in found.cells if not self._finished(cell)]
         self._done, self._started = 0, time.monotonic()
 
@@ -189,6 +214,33 @@ class Plan:
         except OSError as error:
             raise UserError(f"out = {self.out}: cannot be written: {error.strerror}") from None
         print(f"{len(self.matrix.cells)} runs, {len(self.todo)} to do, in {self.out}", flush=True)
+
+    def check(self, comm: Communicator) -> None:
+        """Before hours are spent: every method with every scenario's data, memory, idle ranks.
+
+        Raises:
+            ConfigError: a method cannot work with the model or the local training; names the run.
+        """
+        from amn_mpi import budget, data
+
+        firsts = {(cell.scenario, cell.label, cell.trial): cell for cell in reversed(self.todo)}
+        feds: dict[str, Any] = {}
+        told: dict[str, None] = {}
+        for cell in reversed(firsts.values()):
+            fed = feds.get(cell.scenario) or data.describe(cell.config.data, cell.config.seed)
+            feds[cell.scenario] = fed
+            try:
+                budget.check(cell.config, fed)
+            except ConfigError as error:
+                raise ConfigError(f"{cell.folder}: {error}") from None
+            told.update((f"{cell.folder}: {line}", None) for line in budget.warnings(cell.config, fed, comm))
+        most = max(cell.config.data.clients for cell in self.todo)
+        if comm.size == self.ranks() < most + 1:
+            told[f"ranks beyond {comm.size} stay idle: the smallest run has {comm.size - 1} clients"] = None
+        if self.matrix.untuned:
+            told[f"no tuned values for {', '.join(self.matrix.untuned)}: the defaults are used"] = None
+        for line in told:
+            print(f"amn_mpi: warning: {line}", file=sys.stderr, flush=True)
 
     def show(self) -> None:
         """What there is to run."""
@@ -222,8 +274,9 @@ class Plan:
         print(f"[{self._done}/{len(self.todo)}] {cell.folder}: {score}, {left / 60:.0f} min left", flush=True)
 
     def report(self) -> None:
-        """Tables of all finished cells; for a tuning, the chosen values."""
-        scores = [_score(self.out / cell.folder / "result.json") for cell in self.matrix.cells]
+        """Tables of all that is finished, by earlier commands too; for a tuning, the chosen values."""
+        paths = [self.out / cell.folder / "result.json" for cell in self.whole.cells]
+        scores = [_score(path) for path in paths if path.exists()]
         if self.matrix.tunes:
             self._choose(scores)
         else:
@@ -232,17 +285,15 @@ class Plan:
     def _choose(self, scores: list[Score]) -> None:
         import yaml
 
-        from amn_mpi import cli, tables
+        from amn_mpi import tables
         from amn_mpi.scores import best_trials
 
         best = best_trials(scores)
-        chosen = {label: self.matrix.trials[label][trial] for label, trial in best.items()}
-        if (self.out / "tuned.yaml").is_file():  # of other methods, by an earlier command
-            chosen = {**(cli.load(self.out / "tuned.yaml").get("methods") or {}), **chosen}
+        chosen = {label: self.whole.trials[label][trial] for label, trial in best.items()}
         _write(self.out / "scores.csv", tables.long_csv(scores))
         head = f"# Chosen by {self.matrix.path.name} on validation data, {len(scores)} runs.\n"
         _write(self.out / "tuned.yaml", head + yaml.safe_dump({"methods": chosen}, sort_keys=False))
-        for table in tables.trials(scores, self.matrix.trials):
+        for table in tables.trials(scores, {label: self.whole.trials[label] for label in best}):
             tables.show(table)
         print(f"chosen values in {self.out}/tuned.yaml", flush=True)
 
@@ -302,7 +353,9 @@ def _tables(scores: list[Score], reference: str, out: Path | None) -> None:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

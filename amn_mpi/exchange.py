@@ -22,8 +22,8 @@ FIXED = 2.0**40
 BOUND = 2.0**22
 TROUBLES = (
     "",
-    "its model holds NaN or Inf; a smaller local.lr is the usual remedy",
-    f"a parameter exceeds {BOUND:g}; a smaller local.lr is the usual remedy",
+    "its model or a loss is NaN or Inf; a smaller local.lr (or step size of the method) is the usual remedy",
+    f"a parameter exceeds {BOUND:g}; a smaller local.lr (or step size of the method) is the usual remedy",
 )
 BLOCK = 65536  # columns converted at a time: the scratch stays in the cache
 
@@ -107,6 +107,8 @@ class Exchange:
             all ranks end the round together.
         """
         vectors = self.slot(position)
+        if not np.isfinite(list(update.figures.values())).all():
+            return 1
         if not all(torch.isfinite(v.sum()) for v in (vectors, *update.state.values())):
             return 1
         if self._sum is None:

@@ -101,7 +101,11 @@ def _baselines(ready: Session, config: Config) -> dict[str, Any]:
     for name in methods.listed(config.baselines):
         other = dataclasses.replace(config, method=methods.options(name)())
         clock = Clock(ready.comm, time.monotonic())
-        recorder = session.train(ready, other, clock, None)[1]
+        try:
+            recorder = session.train(ready, other, clock, None)[1]
+        except Diverged as reason:
+            found[name] = {"diverged": str(reason)}
+            continue
         if recorder is not None:
             found[name] = recorder.scores()
             found[name]["round_seconds"] = result.round_seconds(recorder.seconds)

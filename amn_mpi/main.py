@@ -133,11 +133,16 @@ def prepare(config: Config) -> Federation:
 
 def _check(config: Config, fed: Federation, comm: Communicator) -> None:
     """What cannot be is refused, and a warning given where the run will not fit into this machine."""
-    from amn_mpi import budget
+    import dataclasses
+
+    from amn_mpi import budget, methods
 
     budget.check(config, fed)
-    for line in budget.warnings(config, fed, comm):
-        print(f"amn_mpi: warning: {line}", file=sys.stderr, flush=True)
+    for name in (config.method.name, *methods.listed(config.baselines)):
+        own = name == config.method.name
+        run = config if own else dataclasses.replace(config, method=methods.options(name)())
+        for line in budget.warnings(run, fed, comm):
+            print(f"amn_mpi: warning: {'' if own else name + ': '}{line}", file=sys.stderr, flush=True)
 
 
 def _dry_run(config: Config, comm: Communicator) -> None:

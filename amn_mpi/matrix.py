@@ -11,7 +11,8 @@ methods:
 tuned: quick_tuned.yaml             # a file with more `methods`, which come first
 ```
 A file for tuning has ``grid`` in place of ``methods``: for each label the values of some keys, whose
-combinations are its trials, and ``trials``, the number that every method gets.
+combinations are its trials, or a list of trials, each with its keys; and ``trials``, the number that
+every method gets.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from amn_mpi import cli, methods
-from amn_mpi.config import Config
+from amn_mpi.config import Config, all_keys
 from amn_mpi.errors import ConfigError
 
 KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "grid", "trials", "reference")
 # What may differ between a finished cell and the file: how and where it runs.
+OWN = ("seed", "out", "baselines")
 FREE = ("out", "progress", "threads", "device", "comm", "data.root", "data.cache")
 
 
@@ -60,6 +62,7 @@ class Matrix:
     reference: str
     trials: dict[str, list[dict]]
     tunes: bool
+    untuned: list[str]
 
 
 def find(name: str) -> Path:
@@ -132,25 +135,35 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
         for number, config in enumerate(resolved[scenario, label])
     ]
     trials = {label: labels[label] for label in who}
-    return Matrix(path, cells, reference, trials, "grid" in tree)
+    return Matrix(path, cells, reference, trials, "grid" in tree, _untuned(tree, path, who))
 
 
 def _resolve(path: Path, label: str, layers: list[dict], keys: dict, words: Sequence[str]) -> Config:
     """One method in one scenario, with seed 0."""
     own = {"method.name": label, **cli.layer(keys, f"{path}, method {label}")}
     name = own["method.name"]
+    for layer in (*layers, own):
+        for key in OWN if layer is own else (*OWN, "method.name"):
+            if key in layer and "" in layer and ", " in layer[""]:
+                raise ConfigError(f"{layer['']}: {key}: a comparison sets it itself")
     if not isinstance(name, str) or name not in methods.METHODS:
         said = "" if name == label else f" {name}"
         raise ConfigError(
             f"{path}: methods: {label}: no method{said}; valid are {', '.join(methods.METHODS)}"
         )
-    return cli.resolve([*layers, own], ["--seed", "0", *words])
+    try:
+        return cli.resolve([*layers, own], ["--seed", "0", *words])
+    except ConfigError as error:
+        told = str(error)
+        raise ConfigError(told if str(path) in told else f"{path}, {label}: {told}") from None
 
 
 def difference(config: Config, done: dict[str, Any]) -> str:
     """What a finished run's configuration says otherwise, as "key = then, now value"; "" if nothing."""
     now = cli.layer(config.as_dict(), "")
-    then = cli.layer(done, "")
+    known = all_keys(methods.options(config.method.name))
+    # A key that came after the run was made has its default there.
+    then = {**{name: key.default for name, key in known.items()}, **cli.layer(done, "")}
     for key in {**now, **then}:
         if any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
@@ -171,6 +184,15 @@ def _methods(tree: dict[str, Any], path: Path) -> dict[str, dict]:
     return {label: _over(tuned.get(label, {}), keys) for label, keys in own.items()}
 
 
+def _untuned(tree: dict[str, Any], path: Path, labels: list[str]) -> list[str]:
+    """Labels of which the file of tuned values says nothing."""
+    if "tuned" not in tree:
+        return []
+    tuned_path = path.parent / str(tree["tuned"])
+    tuned = _table(cli.load(tuned_path), "methods", tuned_path)
+    return [label for label in labels if label not in tuned]
+
+
 def _over(below: dict, above: dict) -> dict:
     """Nested values of two trees; ``above`` wins."""
     merged = dict(below)
@@ -185,14 +207,18 @@ def _trials(tree: dict[str, Any], path: Path) -> dict[str, list[dict]]:
     budget = tree.get("trials")
     found = {}
     for label, axes in _table(tree, "grid", path).items():
-        flat = {key: value for key, value in cli.layer(axes, "").items() if key}
-        lists = [value if isinstance(value, list) else [value] for value in flat.values()]
-        found[label] = [_nested(dict(zip(flat, values))) for values in itertools.product(*lists)]
+        found[label] = _combinations(axes) if isinstance(axes, dict) else axes
         if len(found[label]) != budget:
             raise ConfigError(
                 f"{path}: grid: {label} has {len(found[label])} trials; every method gets trials = {budget}"
             )
     return found
+
+
+def _combinations(axes: dict[str, Any]) -> list[dict]:
+    flat = {key: value for key, value in cli.layer(axes, "").items() if key}
+    lists = [value if isinstance(value, list) else [value] for value in flat.values()]
+    return [_nested(dict(zip(flat, values))) for values in itertools.product(*lists)]
 
 
 def _nested(flat: dict[str, Any]) -> dict:
@@ -214,7 +240,8 @@ def _table(tree: dict[str, Any], name: str, path: Path) -> dict[str, dict]:
     for label, keys in section.items():
         if "/" in str(label) or str(label).startswith("."):
             raise ConfigError(f"{path}: {name}: {label}: cannot be the name of a folder")
-        if keys is not None and not isinstance(keys, dict):
+        listed = name == "grid" and isinstance(keys, list) and all(isinstance(k, dict) for k in keys)
+        if keys is not None and not isinstance(keys, dict) and not listed:
             raise ConfigError(f"{path}: {name}: {label} = {keys}: valid is a table of keys")
     return {str(label): keys or {} for label, keys in section.items()}
 

@@ -71,7 +71,8 @@ def show(result: dict[str, Any], folder: str) -> None:
         (f"{result['method']}: {name}" + (" *" if name == result["model"] else ""), s)
         for name, s in result["models"].items()
     ]
-    rows += list(result["baselines"].items())
+    baselines = result["baselines"]
+    rows += [(name, s) for name, s in baselines.items() if "diverged" not in s]
     cells = [
         [name]
         + [f"{s[k]:.2f}" for k in ("mean_accuracy", "mean_last5", "std", "worst10", "weighted_accuracy")]
@@ -85,6 +86,9 @@ def show(result: dict[str, Any], folder: str) -> None:
     table(title, columns, cells)
     seconds = result["seconds"]["rank0"]
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
+    for name in baselines:
+        if "diverged" in baselines[name]:
+            print(f"  {name}: {baselines[name]['diverged']}")
     print(f"  * the client's own model    {result['round_seconds']:.3f} s a round")
     print(f"  seconds on rank 0: {spent}")
     print(f"  models_sha256 {result['models_sha256']}")

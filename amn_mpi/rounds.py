@@ -129,7 +129,8 @@ def turn(run: Run, t: int, cohort: np.ndarray, k: int, number: int, received: to
     update = run.method.local_update(client, share(run, k, received), run.engine)
     check(run, update)
     trouble = run.exchange.take(number, k, cohort, update)
-    return replace(update, seconds=time.monotonic() - started, trouble=trouble)
+    state = {name: vector.cpu() for name, vector in update.state.items()}  # a GPU holds one client
+    return replace(update, state=state, seconds=time.monotonic() - started, trouble=trouble)
 
 
 def check(run: Run, update: Update) -> None:
@@ -147,10 +148,12 @@ def check(run: Run, update: Update) -> None:
             raise TypeError(
                 f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(declared)}"
             )
-    workspace = {v.untyped_storage().data_ptr() for v in (run.engine.parameters, run.engine.gradients)}
+    shared = [run.engine.parameters, run.engine.gradients]
+    shared += [run.exchange.up] if method.wire.up == "mean" else []
+    workspace = {v.untyped_storage().data_ptr() for v in shared}
     for name, vector in update.state.items():
         if vector.untyped_storage().data_ptr() in workspace:
-            raise TypeError(f"{who}.local_update returned the engine's workspace as state {name}: clone it")
+            raise TypeError(f"{who}.local_update returned a workspace as state {name}: clone it")
 
 
 def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:
@@ -165,7 +168,12 @@ def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict
     if arrived is None or arrived.trouble:
         return {}
     turns = {"mean": round(float(arrived.seconds.mean()), 4), "max": round(float(arrived.seconds.max()), 4)}
-    return {**run.method.aggregate(run.server, t, cohort, arrived), "turn_seconds": turns}
+    figures = run.method.aggregate(run.server, t, cohort, arrived)
+    for name, values in run.server.items():
+        # What has a row for each client is made of rows that were checked as they arrived.
+        if len(values.shape) and len(values) != run.clients and not torch.isfinite(values.sum()):
+            arrived.trouble = f"the server's {name} holds NaN or Inf; smaller step sizes are the remedy"
+    return {**figures, "turn_seconds": turns}
 
 
 def agree(run: Run, t: int, arrived: Arrived | None) -> None:

@@ -88,8 +88,8 @@ def trials(scores: Iterable[Score], keys: dict[str, list[dict]]) -> list[Table]:
         for trial, values in enumerate(options):
             own = [s.figures["mean_last5"] for s in found if (s.label, s.trial) == (label, trial)]
             flat = ", ".join(f"{k}: {v}" for k, v in _flat(values))
-            mean = sum(own) / len(own) if own else math.nan
-            text = "diverged" if math.isnan(mean) else f"{mean:.2f}"
+            known = [value for value in own if not math.isnan(value)]  # a diverged run counts as 0
+            text = f"{sum(known) / max(1, len(own)):.2f}" if known else "diverged"
             rows.append([Cell(label), Cell(flat), Cell(text, best.get(label) == trial)])
     title = "validation accuracy in percent, mean of the last five rounds, over scenarios and seeds"
     return [Table(title, ["method", "trial", "accuracy"], rows, [])]

@@ -102,9 +102,10 @@ class Client:
 class Update:
     """What a client's turn leaves: single numbers to return, and its new state by name.
 
-    State vectors may be views of ``client.up`` or of what was received, never of the engine's
-    workspace: they are copied when the round is committed. The runtime fills in ``seconds``, the
-    turn's wall time, and ``trouble``, the number of what is wrong with it.
+    State vectors may be views of what was received and, for ``up = "rows"``, of ``client.up``; never
+    of the engine's workspace or of the slot of a mean, which the next client uses. They are copied
+    when the round is committed. The runtime fills in ``seconds``, the turn's wall time, and
+    ``trouble``, the number of what is wrong with it.
     """
 
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -120,7 +121,7 @@ class Pull(NamedTuple):
     strength: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Arrived:
     """What the cohort returned, on rank 0, in cohort order; what was not asked for is empty.
 
@@ -170,6 +171,15 @@ class Method:
                 f"local.momentum = {setting.local.momentum}: method.name = {options.name} takes "
                 "steps without momentum; valid is 0"
             )
+
+    def check_pull(self, strength: float, lr: float, words: str) -> None:
+        """Refuse a step that overshoots a proximal term's minimum by more than it was away from it.
+
+        Raises:
+            ConfigError: lr x strength is 2 or more; ``words`` name the keys.
+        """
+        if lr * strength >= 2:
+            raise ConfigError(f"{words} = {lr * strength:g}: diverges on any data; valid is less than 2")
 
     @property
     def headline(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Client, Pull, State, Update
+from amn_mpi.methods.base import Client, Pull, Setting, State, Update
 from amn_mpi.methods.fedavg import FedAvg
 
 if TYPE_CHECKING:
@@ -29,13 +29,18 @@ class Options:
 class Ditto(FedAvg):
     """FedAvg's rounds; beside them each client trains v on F_i(v) + lambda / 2 ||v - w_t||^2.
 
-    w_t is the global model as received. Both solvers see the batches in the same order, so that
+    w_t is the global model as received, and means are weighted by samples (plain in the authors' code,
+    which draws clients by their samples). Both solvers see the batches in the same order, so that
     with lambda = 0 the personal model is Local's, bit for bit.
     """
 
     Options: ClassVar[Any] = Options
     models: ClassVar[tuple[str, ...]] = ("personal", "global")
     fresh = 1
+
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self.check_pull(options.lam, setting.local.lr, "local.lr x method.lam")
 
     def keeps(self, initial: torch.Tensor) -> State:
         return {"personal": initial}

@@ -25,7 +25,7 @@ WINDOW, SPREAD, MOST_PASSES = 10, 0.1, 50
 
 @dataclass(frozen=True)
 class Options:
-    """Defaults are the paper's."""
+    """Defaults are the authors'."""
 
     name: str = key("fedala", "method")
     eta: float = key(1.0, "step size of the weights", gt=0)
@@ -41,8 +41,8 @@ class FedALA(FedAvg):
     until its loss settles the first time (the spread of ten passes' losses under 0.1, at most fifty
     passes), one pass afterwards. A pass includes the last, smaller batch, and its loss is that
     batch's. Then local training from theta^. There is nothing to merge before a client has trained.
-    Evaluated as by the authors: theta^ from the newest global model; beside it the model after
-    local training.
+    Evaluated as by the authors: theta^ from the newest global model, merged for the evaluation alone
+    (with draws of its own); beside it the model after local training.
     """
 
     Options: ClassVar[Any] = Options

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Method, Pull, State, Update, Wire, shares
+from amn_mpi.methods.base import Arrived, Client, Method, Pull, Setting, State, Update, Wire, shares
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,11 @@ class FedAMP(Method):
     Options: ClassVar[Any] = Options
     wire = Wire(down="rows", up="rows")
 
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__(options, setting)
+        strength = options.lam / options.alpha
+        self.check_pull(strength, setting.local.lr, "local.lr x method.lam / method.alpha")
+
     def init(self, initial: torch.Tensor) -> State:
         import torch
 
@@ -74,7 +79,8 @@ class FedAMP(Method):
         inner = blocks.inner(models[here], models, server["reference"])
         server["inner"][here] = inner
         server["inner"][:, here] = inner.T
-        return {}
+        own = torch.diagonal(self.weights(server))[server["seen"]]
+        return {"self_weight": float(own.mean())}
 
     def weights(self, server: State) -> torch.Tensor:
         """xi, (N, N) float64, rows sum to 1; who has not trained keeps to itself and is not heard."""

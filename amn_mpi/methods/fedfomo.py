@@ -1,8 +1,9 @@
 """FedFomo: Zhang, Sapra, Fidler, Yeung, Alvarez, "Personalized Federated Learning with First Order
-Model Optimization", ICLR 2021, equations 3 to 5 and section 3.3."""
+Model Optimization", ICLR 2021: its equation for the weights and its section on sampling models."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +26,7 @@ class Options:
     name: str = key("fedfomo", "method")
     models: int = key(5, "M: models of others that a client gets in a round", ge=1)
     validation: float = key(0.2, "part of the training samples that weighs models only", gt=0, lt=1)
-    epsilon: float = key(0.3, "chance that a slot is filled at random in round 1", ge=0, le=1)
+    epsilon: float = key(0.3, "chance that a slot is filled at random, at first", ge=0, le=1)
     epsilon_decay: float = key(0.05, "what epsilon loses each round, down to 0", ge=0)
 
 
@@ -141,7 +142,8 @@ class FedFomo(Method):
     ) -> float:
         """(L(start) - L(model)) / ||model - start||; 0 for what is no step away."""
         distance = float((model - start).norm())
-        return (before - engine.loss(model, *valid)) / distance if distance else 0.0
+        weight = (before - engine.loss(model, *valid)) / distance if distance else 0.0
+        return weight if math.isfinite(weight) else 0.0
 
     @staticmethod
     def combined(start: torch.Tensor, candidates: list[torch.Tensor], weights: list[float]) -> torch.Tensor:

@@ -16,7 +16,7 @@ class Options:
     """The paper tries one to four personal blocks; the last layer is the usual choice."""
 
     name: str = key("fedper", "method")
-    head: int = key(1, "how many of the last layers stay with the client", ge=0)
+    head: int = key(1, "how many of the last layers (norms count) stay with the client", ge=0)
 
 
 class FedPer(PartlyShared):

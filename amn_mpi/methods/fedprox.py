@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Client, Pull, Update
+from amn_mpi.methods.base import Client, Pull, Setting, Update
 from amn_mpi.methods.fedavg import FedAvg
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class FedProx(FedAvg):
     """
 
     Options: ClassVar[Any] = Options
+
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self.check_pull(options.mu, setting.local.lr, "local.lr x method.mu")
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
         pull = Pull(received[0], self.options.mu)

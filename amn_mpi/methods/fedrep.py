@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """The paper takes ten passes for the head, then one (or five) for the body."""
+    """The authors take ten passes for the head, then one (or five) for the body."""
 
     name: str = key("fedrep", "method")
-    head: int = key(1, "how many of the last layers stay with the client", ge=0)
+    head: int = key(1, "how many of the last layers (norms count) stay with the client", ge=0)
     head_epochs: int = key(10, "passes that train the head alone", ge=1)
     body_epochs: int = key(0, "passes that train the body alone; 0: as local training says", ge=0)
 

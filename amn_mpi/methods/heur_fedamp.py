@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """The paper sets the self weight to about one in the number of clients that are alike."""
+    """Public implementations set the self weight to one in the number of clients, or to 0.1."""
 
     name: str = key("heur_fedamp", "method")
     lam: float = key(1.0, "lambda: weight of the attraction", ge=0)

@@ -67,7 +67,8 @@ class IFCA(Method):
 
     def nearest(self, client: Client, received: torch.Tensor, engine: Engine) -> int:
         """argmin_j F_i(theta_j)."""
-        return int(np.argmin([engine.loss(model, client.x, client.y) for model in received]))
+        losses = [engine.loss(model, client.x, client.y) for model in received]
+        return int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
         group = self.nearest(client, received, engine)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, State, Update, Wire
+from amn_mpi.methods.base import Arrived, Client, Setting, State, Update, Wire
 from amn_mpi.methods.fedavg import FedAvg
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """eta of the paper is ``local.lr`` (0.005 there). Defaults are those of the authors' code."""
+    """eta of the paper is ``local.lr`` (0.005 in the authors' code, whose defaults these are)."""
 
     name: str = key("pfedme", "method")
     lam: float = key(15.0, "lambda: how close the personal model stays", gt=0)
@@ -46,6 +46,11 @@ class PFedMe(FedAvg):
     fresh = 1
     scratch = 2
 
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self.check_pull(options.lam, options.inner_lr, "method.inner_lr x method.lam")
+        self.check_pull(options.lam, setting.local.lr, "local.lr x method.lam")
+
     def keeps(self, initial: torch.Tensor) -> State:
         return {"personal": initial}
 
@@ -66,7 +71,9 @@ class PFedMe(FedAvg):
             theta[trained] -= o.inner_lr * (slope + o.lam * (theta - w))[trained]
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
-        server["model"].lerp_(arrived.mean[0], self.options.beta)
+        model, mean, trained = server["model"], arrived.mean[0], self.setting.layout.trained
+        model[:trained].lerp_(mean[:trained], self.options.beta)
+        model[trained:].lerp_(mean[trained:], min(1.0, self.options.beta))  # a variance stays positive
         return {}
 
     def deployed(

@@ -47,7 +47,9 @@ class Scaffold(FedAvg):
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         moved, changed = arrived.mean
-        server["model"].add_(moved, alpha=self.options.global_lr)
+        trained, step = self.setting.layout.trained, self.options.global_lr
+        server["model"][:trained].add_(moved[:trained], alpha=step)
+        server["model"][trained:].add_(moved[trained:], alpha=min(1.0, step))  # a variance stays positive
         server["control"].add_(changed, alpha=len(cohort) / self.setting.clients)
         return {}
 
