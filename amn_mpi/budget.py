@@ -112,7 +112,7 @@ def activations(config: Config, fed: Federation) -> int:
             if not list(layer.children()):
                 layer.register_forward_hook(lambda layer, given, out: sizes.append(out.numel()))
         sample = torch.empty(1, *fed.shape)
-        module(sample)
+        module.eval()(sample)  # one sample has no statistics of its own
     most = int(max(fed.train.max(), fed.test.max()))
     training = 2 * sum(sizes) * min(config.local.batch_size, most)
     evaluation = (6 * max(sizes) + sample.numel()) * min(config.evaluate.batch_size, most)
