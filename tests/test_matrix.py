@@ -283,7 +283,7 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
     ("seeds", "[a]", ("seeds = ['a']", "a list of whole numbers")),
     ("seeds", "[true]", ("seeds = [True]", "a list of whole numbers")),
     ("seeds", "[]", ("seeds = []", "a list of whole numbers")),
-    ("seeds", "[-1]", ("seed = -1", ">= 0")),
+    ("seeds", "[-1]", ("seeds = [-1]", ">= 0")),
     ("config", "[nosuch]", ("nosuch", "no such file", "default")),
     ("config", "fashion_mnist", ("my.yaml", "config = fashion_mnist")),
     ("config", "3", ("my.yaml", "config = 3")),
@@ -429,7 +429,7 @@ def test_quick_has_all_methods_and_its_tuning_treats_them_alike(tune: Matrix) ->
     for name, keys in grid["scenarios"].items():
         assert quick["scenarios"][name] == keys
     for label, keys in quick["methods"].items():  # the same model in both
-        assert (keys or {}).get("model") == grid["grid"][label].get("model")
+        assert (keys or {}).get("model") == tune.trials[label][0].get("model")
 
 
 def test_quick_parses_with_any_tuned_values(tmp_path: Path, tune: Matrix) -> None:

@@ -186,9 +186,9 @@ def broken(what: str, run: rounds.Run) -> Any:
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        ("nothing", r"returned state \[\]; declared are \['model'\]"),
-        ("a typing error", r"returned state \['mdel'\]; declared are \['model'\]"),
-        ("a figure", r"returned figures \['loss'\]; declared are \[\]"),
+        ("nothing", r"returned state \[\], declared are \['model'\]"),
+        ("a typing error", r"returned state \['mdel'\], declared are \['model'\]"),
+        ("a figure", r"returned figures \['loss'\], declared are \[\]"),
         ("workspace", "workspace as state model: clone it"),
     ],
 )

@@ -49,7 +49,6 @@ class PFedMe(FedAvg):
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
         self.check_pull(options.lam, options.inner_lr, "method.inner_lr x method.lam")
-        self.check_pull(options.lam, setting.local.lr, "local.lr x method.lam")
 
     def keeps(self, initial: torch.Tensor) -> State:
         return {"personal": initial}
