@@ -114,7 +114,10 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
         if plan is not None and cell is not None and folder is not None:
             plan.close(cell, folder, found)
     if plan is not None:
-        plan.report()
+        from amn_mpi.progress import reader_may_leave
+
+        with reader_may_leave():
+            plan.report()
 
 
 def _plan(argv: Sequence[str]) -> Plan | None:
@@ -169,7 +172,7 @@ def compare_folders(folders: Sequence[str], request: Request) -> None:
                 f"{other.parent} and {path.parent} are both {score.label} on {score.scenario} with seed "
                 f"{score.seed}; give one of them"
             )
-    _tables(scores, request.reference or "amn", Path(request.out) if request.out else None)
+    _tables(scores, scores, request.reference or "amn", Path(request.out) if request.out else None)
 
 
 def _same_data(scores: list[Score], paths: list[Path]) -> None:
@@ -274,13 +277,17 @@ class Plan:
         print(f"[{self._done}/{len(self.todo)}] {cell.folder}: {score}, {left / 60:.0f} min left", flush=True)
 
     def report(self) -> None:
-        """Tables of all that is finished, by earlier commands too; for a tuning, the chosen values."""
-        paths = [self.out / cell.folder / "result.json" for cell in self.whole.cells]
-        scores = [_score(path) for path in paths if path.exists()]
+        """Shows what was asked for; the files hold all that is finished, by earlier commands too."""
+        scores = self._scores(self.whole)
         if self.matrix.tunes:
             self._choose(scores)
-        else:
-            _tables(scores, self.request.reference or self.matrix.reference, self.out)
+            return
+        reference = self.request.reference or self.matrix.reference
+        _tables(scores, self._scores(self.matrix), reference, self.out)
+
+    def _scores(self, found: Matrix) -> list[Score]:
+        paths = [self.out / cell.folder / "result.json" for cell in found.cells]
+        return [_score(path) for path in paths if path.exists()]
 
     def _choose(self, scores: list[Score]) -> None:
         import yaml
@@ -334,8 +341,8 @@ def _score(path: Path) -> Score:
         raise UserError(f"{path}: not the result of a run: {type(error).__name__} {error}") from None
 
 
-def _tables(scores: list[Score], reference: str, out: Path | None) -> None:
-    """Show the tables; with a folder, also leave them there as Markdown, LaTeX and CSV."""
+def _tables(scores: list[Score], shown: list[Score], reference: str, out: Path | None) -> None:
+    """Leave tables of ``scores`` in a folder, where there is one, and show those of ``shown``."""
     from amn_mpi import tables
     from amn_mpi.scores import Board
 
@@ -344,7 +351,7 @@ def _tables(scores: list[Score], reference: str, out: Path | None) -> None:
         _write(out / "tables.md", "\n".join(map(tables.markdown, found)))
         _write(out / "tables.tex", "\n".join(map(tables.latex, found)))
         _write(out / "scores.csv", tables.long_csv(scores))
-    for table in found:
+    for table in tables.tables(Board(shown, reference)):
         tables.show(table)
     if out is not None:
         print(f"tables in {out}/tables.md, tables.tex and scores.csv", flush=True)

@@ -14,6 +14,7 @@ from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
 from amn_mpi.errors import Diverged, UserError
+from amn_mpi.progress import reader_may_leave
 from amn_mpi.runfolder import RunFolder
 from amn_mpi.session import Session
 
@@ -28,7 +29,8 @@ def run_all(
     found["baselines"] = _baselines(ready, config)
     if folder is not None:
         folder.finish(found)
-        result.show(found, str(folder.path))
+        with reader_may_leave():
+            result.show(found, str(folder.path))
 
 
 def run_one(
@@ -77,7 +79,7 @@ def _cost(ready: Session, clock: Clock, cpu: float, wait_cpu: float, sent: dict[
         "seconds": clock.snapshot(),
         "training_cpu": time.process_time() - cpu,
         "wait_cpu": comm.wait_cpu - wait_cpu,
-        "sent": {kind: count - sent.get(kind, 0) for kind, count in comm.sent.items()},
+        "sent": {k: count - sent.get(k, 0) for k, count in comm.sent.items() if count > sent.get(k, 0)},
         "memory_mb": _peak_memory(),
         "engine": f"{ready.engine.device.type}-{ready.engine.name}",
     }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 PLAIN_EVERY = 10.0
@@ -82,15 +83,27 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     width = terminal_width()
     cells = [list(map(str, row)) for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for number, column in enumerate(columns):
         keep = None if number == widths.index(max(widths)) else widths[number]
         grid.add_column(column, justify="right" if number else "left", no_wrap=True, min_width=keep)
     for row in cells[1:]:
         grid.add_row(*row)
     whole = sum(widths) + 2 * len(widths) + 2  # a log has any width
-    Console(width=width or max(160, whole), force_terminal=bool(width), markup=False, emoji=False).print(grid)
+    terminal = bool(width)
+    console = Console(width=width or max(160, whole), force_terminal=terminal, markup=False, emoji=False)
+    console.print(title, soft_wrap=True, style="italic" if terminal else None, highlight=False)
+    console.print(grid)
     sys.stdout.flush()
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """For what is shown when everything is kept already: ``| head`` is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _live(width: int) -> Any:
