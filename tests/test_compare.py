@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
 
+import plain
 import pytest
 import yaml
 from running import end, one_line, result, run, start, wait_for
@@ -544,3 +545,73 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("--help", "-h"):
         assert compare._plan(["quick", word]) is None
         has(capsys.readouterr().out, "amn_mpi.compare", *(f"--{name}" for name in (*compare.LISTS, "out")))
+
+
+# ---- what is checked before hours are spent
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("fedbn:", ("skew/fedbn/seed0", "no batch normalisation")),
+        ("fedper: {method: {head: 4}}", ("skew/fedper/seed0", "method.head = 4", "valid is at most 1")),
+        ("scaffold: {local: {momentum: 0.5}}", ("skew/scaffold/seed0", "local.momentum = 0.5")),
+        ("fedprox: {method: {mu: 100.0}}", ("skew/fedprox/seed0", "local.lr x method.mu = 5")),
+    ],
+)
+def test_a_method_that_cannot_work_is_refused_first(
+    tmp_path: Path, method: str, told: tuple[str, ...]
+) -> None:
+    text = (
+        MATRIX.split("scenarios:")[0].replace("linear", "mlp") + "scenarios: {skew: }\nmethods:\n  amn:\n  "
+    )
+    found = plan(write(tmp_path, text + method), "--out", tmp_path / "out")
+    with pytest.raises(ConfigError) as caught:
+        found.check(plain.communicator())
+    has(str(caught.value), *told)
+    assert not list(tmp_path.glob("out/*/*/*/result.json"))
+
+
+def test_methods_that_were_not_tuned_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "methods: {local: {local: {lr: 0.5}}}", "tuned.yaml")
+    text = MATRIX.split("scenarios:")[0] + "scenarios: {s: }\ntuned: tuned.yaml\nmethods: {local: , amn: }"
+    found = plan(write(tmp_path, text), "--out", tmp_path / "out")
+    found.check(plain.communicator())
+    assert "no tuned values for amn: the defaults are used" in one_line(capsys.readouterr().err)
+
+
+def test_runs_on_other_data_are_not_paired(done: Done, tmp_path: Path) -> None:
+    """Scenarios of the same name from two comparisons."""
+    for name, size in (("a", 16), ("b", 24)):
+        shutil.copytree(done.out[1] / "iid" / "amn" / "seed0", tmp_path / name)
+        path = tmp_path / name / "result.json"
+        found = json.loads(path.read_text())
+        found["config"]["data"]["train_per_client"] = size
+        path.write_text(json.dumps({**found, "seed": size, "cell": {**found["cell"], "seed": size}}))
+    line = refused(tmp_path)
+    has(line, "a and ", "b are both iid", "data.train_per_client = 16 there and 24 here")
+
+
+def test_trials_may_be_listed_one_by_one(tmp_path: Path) -> None:
+    listed = "  fedamp: [{method: {alpha: 0.5, lam: 0.5}}, {method: {alpha: 2.0}, local: {lr: 0.01}}]\n"
+    found = plan(write(tmp_path, TUNING + listed), "--out", tmp_path / "out").matrix
+    configs = [cell.config for cell in found.cells if cell.label == "fedamp"]
+    assert [(c.method.alpha, c.method.lam, c.local.lr) for c in configs] == [
+        (0.5, 0.5, 0.05),
+        (2.0, 1.0, 0.01),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "text", "told"),
+    [
+        ("keys", "  rounds: 2\n  baselines: local", "keys: baselines"),
+        ("keys", "  rounds: 2\n  seed: 3", "keys: seed"),
+        ("scenarios", "  iid: {data: {labels: iid}, method: {name: local}}", "scenario iid: method.name"),
+        ("methods", "  amn: {out: here}", "method amn: out"),
+    ],
+)
+def test_keys_that_a_comparison_sets_itself(tmp_path: Path, where: str, text: str, told: str) -> None:
+    head, _, tail = MATRIX.partition(f"{where}:\n")
+    line = refused(write(tmp_path, f"{head}{where}:\n{text}\n" + tail.partition("\n")[2]), kind=ConfigError)
+    has(line, told, "a comparison sets it itself")
