@@ -140,7 +140,8 @@ def _plan(argv: Sequence[str]) -> Plan | None:
         raise ConfigError(f"{strange}: give either folders that hold runs, or one comparison")
     found = matrix.read(request.names[0], request.chosen, ["--progress", "off", *request.words])
     _check_reference(request, list(found.trials))
-    whole = matrix.read(request.names[0], {}, ["--progress", "off", *request.words])
+    every = {"seeds": [str(seed) for seed in dict.fromkeys((*found.seeds, *(c.seed for c in found.cells)))]}
+    whole = matrix.read(request.names[0], every, ["--progress", "off", *request.words])
     plan = Plan(found, whole, Path(request.out or f"runs/{found.path.stem}"), request)
     if request.dry:
         plan.show()
@@ -227,11 +228,12 @@ class Plan:
         from amn_mpi import budget, data
 
         firsts = {(cell.scenario, cell.label, cell.trial): cell for cell in reversed(self.todo)}
-        feds: dict[str, Any] = {}
+        feds: dict[Any, Any] = {}
         told: dict[str, None] = {}
         for cell in reversed(firsts.values()):
-            fed = feds.get(cell.scenario) or data.describe(cell.config.data, cell.config.seed)
-            feds[cell.scenario] = fed
+            if cell.config.data not in feds:
+                feds[cell.config.data] = data.describe(cell.config.data, cell.config.seed)
+            fed = feds[cell.config.data]
             try:
                 budget.check(cell.config, fed)
             except ConfigError as error:
@@ -286,8 +288,12 @@ class Plan:
         _tables(scores, self._scores(self.matrix), reference, self.out)
 
     def _scores(self, found: Matrix) -> list[Score]:
-        paths = [self.out / cell.folder / "result.json" for cell in found.cells]
-        return [_score(path) for path in paths if path.exists()]
+        """Of the finished cells; what was run with other keys is left out."""
+        from amn_mpi import matrix
+
+        paths = [(cell, self.out / cell.folder / "result.json") for cell in found.cells]
+        there = [(cell, path) for cell, path in paths if path.exists()]
+        return [_score(p) for cell, p in there if not matrix.difference(cell.config, _result(p)["config"])]
 
     def _choose(self, scores: list[Score]) -> None:
         import yaml

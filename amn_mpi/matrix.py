@@ -55,7 +55,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """All cells, scenario by scenario and seed by seed; ``trials``: each label's keys, for tuning many."""
+    """All cells, scenario by scenario and seed by seed; ``trials``: each label's keys, for tuning many.
+
+    ``untuned``: labels without tuned values. ``seeds``: the file's, whatever was asked for.
+    """
 
     path: Path
     cells: list[Cell]
@@ -63,6 +66,7 @@ class Matrix:
     trials: dict[str, list[dict]]
     tunes: bool
     untuned: list[str]
+    seeds: list[int]
 
 
 def find(name: str) -> Path:
@@ -135,7 +139,7 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
         for number, config in enumerate(resolved[scenario, label])
     ]
     trials = {label: labels[label] for label in who}
-    return Matrix(path, cells, reference, trials, "grid" in tree, _untuned(tree, path, who))
+    return Matrix(path, cells, reference, trials, "grid" in tree, _untuned(tree, path, who), seeds)
 
 
 def _resolve(path: Path, label: str, layers: list[dict], keys: dict, words: Sequence[str]) -> Config:
