@@ -14,8 +14,8 @@ from amn_mpi import models, params, rng, rounds
 from amn_mpi.config import Evaluate, Local, Model
 from amn_mpi.errors import ConfigError
 from amn_mpi.local import Engine
-from amn_mpi.methods import fedavg, fedbn, fedper, lg_fedavg
-from amn_mpi.methods.base import Pull, Setting
+from amn_mpi.methods import fedavg, fedbn, fedper, get, lg_fedavg
+from amn_mpi.methods.base import Arrived, Pull, Setting
 from amn_mpi.params import Group, ParameterLayout, Part
 
 Array = np.ndarray
@@ -559,3 +559,46 @@ def test_fedbn_needs_batch_normalisation(name: str) -> None:
 def test_a_run_of_fedbn_on_another_model_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model.name"):
         plain.start(tmp_path, fedbn.Options(), model=Model("mlp", hidden=H))
+
+
+# ---- what methods do with running statistics
+
+
+@pytest.mark.parametrize(("name", "key"), [("pfedme", "beta"), ("scaffold", "global_lr")])
+def test_statistics_are_not_extrapolated(tmp_path: Path, name: str, key: str) -> None:
+    """A server step of 2 goes beyond the cohort's mean; a variance must not, or it may fall below 0."""
+    run = plain.start(tmp_path, get(name).Options(**{key: 2.0}), model=Model("mlp_bn", hidden=4))
+    method, size = run.method, run.method.setting.layout.size
+    trained = run.method.setting.layout.trained
+    run.server["model"].fill_(1.0)
+    mean = torch.full((method.wire.returned, size), 0.25 if name == "pfedme" else -0.75)
+    method.aggregate(run.server, 1, np.arange(5), Arrived(torch.empty(0), mean, {}, np.zeros(5)))
+    assert torch.equal(run.server["model"][:trained], torch.full((trained,), -0.5))
+    assert torch.equal(run.server["model"][trained:], torch.full((size - trained,), 0.25))
+
+
+def test_fedala_merges_with_the_global_statistics_below_the_top(tmp_path: Path) -> None:
+    """The passes that train W run batches through the model; their statistics are not kept."""
+    options = get("fedala").Options(head=1)
+    run = plain.start(tmp_path, options, model=Model("mlp_bn", hidden=4), rounds=3, local=Local(epochs=1))
+    for t in (1, 2, 3):
+        rounds.run_round(run, t)
+    trained = run.method.setting.layout.trained
+    for _, own in rounds.personal_models(run, 3):
+        name, merged = next(own)
+        assert name == "merged" and torch.equal(merged[trained:], run.server["model"][trained:])
+
+
+def test_fedala_trains_its_weights_on_the_loss_alone(tmp_path: Path) -> None:
+    """Weight decay belongs to local training, not to the merging."""
+    found = []
+    for decay in (0.0, 0.5):
+        local = Local(epochs=1, lr=0.1, weight_decay=decay)
+        run = plain.start(tmp_path, get("fedala").Options(eta=3.0), local=local)
+        draw = torch.Generator().manual_seed(0)
+        for key in ("model", "merges"):
+            run.state[key].copy_(torch.randn(run.state[key].shape, generator=draw).abs())
+        theta = torch.randn(run.state["model"].shape[1], generator=draw)
+        client = rounds.view(run, 2, 0, run.exchange.up[:0])
+        found.append(run.method.merged(client, theta, run.engine)[1].clone())  # type: ignore[attr-defined]
+    assert torch.equal(*found) and (found[0] < 1).any()
