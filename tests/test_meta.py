@@ -14,7 +14,7 @@ DRAW = np.random.default_rng(6)
 L, N, K, TAU = 2, 5, 16, 4.0
 GROUPS = (Group("fc1", 0, 36), Group("fc2", 36, 57))
 SLICES = [slice(0, 36), slice(36, 57)]
-LAYOUT = ParameterLayout((Tensor("all", (57,), 0, 57),), GROUPS, 57)
+LAYOUT = ParameterLayout((Tensor("all", (57,), 0, 57),), GROUPS, 57, 57)
 MODELS = DRAW.normal(size=(N, 57))
 SKETCHES = DRAW.normal(size=(N, L, K)) + 3
 SAMPLES = np.array([30.0, 11, 50, 24, 17])
