@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from amn_mpi.blocks import BLOCK
 from amn_mpi.comm import Communicator
 from amn_mpi.methods.base import Arrived, Method, State, Update
 from amn_mpi.placement import Placement
@@ -25,7 +26,6 @@ TROUBLES = (
     "its model or a loss is NaN or Inf; a smaller local.lr (or step size of the method) is the usual remedy",
     f"a parameter exceeds {BOUND:g}; a smaller local.lr (or step size of the method) is the usual remedy",
 )
-BLOCK = 65536  # columns converted at a time: the scratch stays in the cache
 
 
 class Exchange:
@@ -118,6 +118,7 @@ class Exchange:
             weight = float(self.samples[client]) / float(self.samples[cohort].sum())
         if float(vectors.abs().max()) > BOUND:
             return 2
+        # In blocks of columns: the scratch stays in the cache.
         for total, piece in zip(self._sum.split(BLOCK, 1), vectors.split(BLOCK, 1)):
             total += (piece.double() * (weight * FIXED)).round_().long()
         return 0
