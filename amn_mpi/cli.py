@@ -19,7 +19,7 @@ import jsonargparse
 import yaml
 
 from amn_mpi import __version__, methods
-from amn_mpi.config import SECTIONS, Config, Key, all_keys, build
+from amn_mpi.config import SECTIONS, Config, Key, all_keys, build, leaves
 from amn_mpi.errors import ConfigError, UserError
 
 SWITCHES = {
@@ -71,6 +71,10 @@ def resolve(layers: list[dict[str, Any]], words: Sequence[str]) -> Config:
         _check_key(word[2:], known, "command line")
     config = build(_parse_types(merged, words, known), options)
     _check_baselines(config.baselines)
+    for name in methods.listed(config.checkpoint.accept):
+        _check_key(name, known, "checkpoint.accept")
+    if config.resume == "auto" and not config.out:
+        raise ConfigError("resume = auto: goes on in the folder that out names; give --out, too")
     return config
 
 
@@ -140,17 +144,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def layer(tree: dict[str, Any], source: str) -> dict[str, Any]:
     """A tree of keys as {dotted key: value}, with the name of its source kept for messages."""
-    return {"": source, **_flatten(tree)}
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        elif value is not None or prefix + str(name) not in (*SECTIONS, "method"):
-            flat[f"{prefix}{name}"] = value
-    return flat
+    return {"": source, **leaves(tree)}
 
 
 def _method_name(words: Sequence[str], layers: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from amn_mpi.comm import Communicator
 
-PHASES = ("start", "prepare", "train", "exchange", "server", "evaluate", "wait")
+PHASES = ("start", "prepare", "train", "exchange", "server", "evaluate", "checkpoint", "wait")
 
 
 class Clock:

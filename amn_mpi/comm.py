@@ -16,17 +16,20 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
+from amn_mpi import signals
+from amn_mpi.errors import Interrupted
 from amn_mpi.launcher import check_family, check_launcher
 from amn_mpi.liveness import Liveness
 
 SHORTEST, LONGEST, SHARE = 50e-6, 20e-3, 0.05
-SPREAD, SUM = 1, 2
+SPREAD, SUM, FLOW = 1, 2, 3
 SMALL = 4096  # bytes of a small object that travel in one message with its length
+PIECE = 2**22  # bytes of a message of what flows beside the training
 
 
 class Communicator:
@@ -38,6 +41,7 @@ class Communicator:
     Attributes:
         sent: bytes by collective that this rank sent, on rank 0 to all the others together.
         wait_seconds, wait_cpu: wall and CPU seconds spent inside waits.
+        stopping: number of the signal for which all ranks are to stop; 0 while they are not.
     """
 
     def __init__(self) -> None:
@@ -72,6 +76,9 @@ class Communicator:
         self.sent: dict[str, int] = defaultdict(int)
         self.wait_seconds = self.wait_cpu = 0.0
         self._last_tick = 0.0
+        self.stopping, self._asked = 0, False
+        self._flow: Iterator[np.ndarray] = iter(())
+        self._flowing: Any = None
 
     def configure(self, wait: str, timeout: float) -> None:
         """Set how to wait (``auto``, ``sleep``, ``spin``) and when a silent rank counts as hung."""
@@ -215,14 +222,74 @@ class Communicator:
         pieces = np.split(box, np.cumsum(lengths)[:-1])
         return [pickle.loads(piece.tobytes()) for piece in pieces]
 
+    # ---- arrays that flow to rank 0 beside the training
+
+    def let_flow(self, arrays: Sequence[np.ndarray]) -> None:
+        """Send contiguous arrays to rank 0, piece by piece from between the steps.
+
+        Rank 0 takes them with ``take_flow``; until it has them all they must not change.
+        """
+        flat = [array.reshape(-1).view(np.uint8) for array in arrays]
+        pieces = [each[k : k + PIECE] for each in flat for k in range(0, each.size, PIECE)]
+        self._count("checkpoint", sum(each.size for each in flat))
+        self._flow = iter(pieces)
+        self._flow_on()
+
+    def take_flow(self, owner: int, nbytes: int) -> Iterator[np.ndarray]:
+        """On rank 0: the next ``nbytes`` bytes that an owner lets flow, a piece at a time.
+
+        The pieces end where the owner's array ends. Each is overwritten by the next.
+        """
+        box = np.empty(min(nbytes, PIECE), np.uint8)
+        for start in range(0, nbytes, PIECE):
+            piece = box[: nbytes - start]
+            self._wait(self._world.Irecv(piece, source=owner + 1, tag=FLOW), "checkpoint")
+            yield piece
+
+    def _flow_on(self) -> None:
+        """The next piece, once the last has gone: this rank holds none that is not its own array."""
+        while self._flowing is None or self._flowing.Test():
+            piece = next(self._flow, None)
+            if piece is None:
+                self._flowing = None
+                return
+            self._flowing = self._world.Isend(piece, dest=0, tag=FLOW)
+
     # ---- liveness and the end
 
     def tick(self) -> None:
         """Say "still at work"; called between steps of anything long, costs nothing mostly."""
+        if self._flowing is not None:
+            self._flow_on()
         now = time.monotonic()
-        if now - self._last_tick > 0.5:
+        if now - self._last_tick > 0.5 or (signals.asked and not self._asked):
             self._last_tick = now
-            self._alive.answer()
+            self._hear()
+
+    def step(self) -> None:
+        """``tick`` between two steps of training or evaluation.
+
+        Raises:
+            Interrupted: all ranks are to stop.
+        """
+        self.tick()
+        if self.stopping:
+            raise Interrupted
+
+    def _hear(self) -> None:
+        """Answer the others, and pass on that a stop is asked for: any rank to rank 0, it to all."""
+        self._alive.answer()
+        number = self._alive.told_to_stop()
+        if signals.asked and not self._asked:
+            self._asked = True
+            if self.rank:
+                self._alive.ask_to_stop(signals.asked)
+            else:
+                number = signals.asked
+        if number and not self.stopping:
+            self.stopping = number
+            if not self.rank:
+                self._alive.order_to_stop(number)
 
     def fail(self, message: str, status: int = 1, everywhere: bool = False) -> NoReturn:
         """Print once, on the lowest of the ranks that fail together, and end all with ``status``.
@@ -242,21 +309,24 @@ class Communicator:
         self._world.Abort(status)
         os._exit(status)
 
-    def close(self) -> NoReturn:
-        """End this rank with status 0, together with the others.
+    def close(self, status: int = 0) -> NoReturn:
+        """End this rank together with the others, all with the highest status that any of them gives.
 
         Without Python's teardown: it takes ten seconds over 33 ranks and can change nothing.
         """
-        if self._everybody.size > 1:
-            # Idle ranks wait here for the whole run: they do not ask whether the others hang.
-            self._wait(self._everybody.Ibarrier(), "end", asks=self._world is self._everybody)
-        self._mpi.Finalize()
+        highest = np.array([status])
+        with signals.patience():
+            if self._everybody.size > 1:
+                # Idle ranks wait here for the whole run: they do not ask whether the others hang.
+                request = self._everybody.Iallreduce(self._mpi.IN_PLACE, highest, op=self._mpi.MAX)
+                self._wait(request, "end", asks=self._world is self._everybody)
+            self._mpi.Finalize()
         sys.stdout.flush()
         sys.stderr.flush()
         # The C library's exit: MPICH takes leave of its launcher in an atexit handler, and a rank
         # that skips it (os._exit) is taken for a crashed one.
-        ctypes.CDLL(None).exit(0)
-        os._exit(0)
+        ctypes.CDLL(None).exit(int(highest[0]))
+        os._exit(int(highest[0]))
 
     # ---- inside
 
@@ -298,11 +368,13 @@ class Communicator:
         self._alive.forget()
         while not request.Test():
             now = time.monotonic()
+            if self._flowing is not None:
+                self._flow_on()
             if not self.spins:
                 time.sleep(min(LONGEST, max(SHORTEST, SHARE * (now - start))))
             if now - looked > 0.2:
                 looked = now
-                self._alive.answer()
+                self._hear()
                 silent = self._alive.silent(now - start, self._timeout) if asks else []
                 if silent:
                     self._name(silent, what, now - start)

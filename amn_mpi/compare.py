@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import difflib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amn_mpi import main
+from amn_mpi import main, signals
 from amn_mpi.comm import Communicator
 from amn_mpi.errors import ConfigError, UserError
 
@@ -94,7 +95,7 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
     if not comm.keep(ranks or comm.size):
         return
     if ranks:
-        with main.signals_held():  # torch
+        with signals.held():  # torch
             from amn_mpi import job
         if plan is not None:
             plan.check(comm)
@@ -256,22 +257,17 @@ class Plan:
         table(f"{self.matrix.path}: {len(rows)} runs in {self.out}", ["run", ""], rows)
 
     def open(self, cell: Cell) -> Any:
-        """A fresh folder; what a run that was stopped has left in it goes."""
-        from amn_mpi.runfolder import HELD, RunFolder
+        """The cell's folder; a run that was stopped goes on where its newest checkpoint was made."""
+        from amn_mpi.runfolder import RunFolder
 
-        path = self.out / cell.folder
-        try:
-            for name in HELD:
-                (path / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
-        return RunFolder(str(path))
+        return RunFolder(str(self.out / cell.folder), replace(cell.config, resume="auto"))
 
     def close(self, cell: Cell, folder: Any, found: dict[str, Any]) -> None:
         """Keep a finished cell, and say how it went."""
         place = {"scenario": cell.scenario, "label": cell.label, "seed": cell.seed, "trial": cell.trial}
         found.pop("peak_memory_mb", None)  # the process's peak, so the largest run's until now
         folder.finish({**found, "cell": place})
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
         self._done += 1
         spent = time.monotonic() - self._started
         left = spent / self._done * (len(self.todo) - self._done)

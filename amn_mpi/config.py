@@ -10,7 +10,7 @@ import dataclasses
 import math
 import operator
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -98,12 +98,23 @@ class Comm:
     )
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """When all that a run needs to go on is saved; besides, always at a stop and at the end."""
+
+    every: int = key(0, "rounds between checkpoints; 0: only minutes decide", ge=0)
+    minutes: float = key(10.0, "minutes between checkpoints; 0: only every decides", ge=0)
+    keep: int = key(2, "checkpoints that stay, the newest ones", ge=1)
+    accept: str = key("", "keys that may differ from the checkpoint's: local.lr,cohort")
+
+
 SECTIONS: dict[str, type] = {
     "data": Data,
     "model": Model,
     "local": Local,
     "evaluate": Evaluate,
     "comm": Comm,
+    "checkpoint": Checkpoint,
 }
 
 
@@ -115,6 +126,9 @@ class Config:
     rounds: int = key(40, "rounds of training", ge=1)
     cohort: float = key(1.0, "fraction of the clients that train in a round", gt=0, le=1)
     out: str = key("", "run folder (default: runs/<time>-<method>-<data>)")
+    resume: str = key(
+        "never", "go on from: never, auto (newest good checkpoint in out, if any), or a checkpoint's path"
+    )
     baselines: str = key("", "methods run afterwards on the same clients, for the table: local,fedavg_ft")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where clients train; auto: a GPU if there is one")
     threads: int = key(1, "threads of each rank", ge=1, le=1024)
@@ -125,6 +139,7 @@ class Config:
     method: Any = None
     evaluate: Evaluate = field(default_factory=Evaluate)
     comm: Comm = field(default_factory=Comm)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""
@@ -180,6 +195,34 @@ def all_keys(options: type) -> dict[str, Key]:
     found = {k.name: k for k in keys(Config)}
     found.update({k.name: k for k in keys(options, "method.")})
     return found
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of keys as {dotted key: value}; sections that hold nothing are left out."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(leaves(value, f"{prefix}{name}."))
+        elif value is not None or prefix + str(name) not in (*SECTIONS, "method"):
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differences(config: Config, then: dict[str, Any], free: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Keys on which a saved configuration says otherwise: {key: (then, now)}.
+
+    Args:
+        then: the tree that was saved; a key that came later has its default there.
+        free: keys and sections that may differ.
+    """
+    now = leaves(config.as_dict())
+    defaults = {name: k.default for name, k in all_keys(type(config.method)).items()}
+    saved = {**defaults, **leaves(then)}
+    return {
+        name: (saved.get(name), now.get(name))
+        for name in {**now, **saved}
+        if now.get(name) != saved.get(name) and not any(f"{name}.".startswith(f"{f}.") for f in free)
+    }
 
 
 def build(values: dict[str, Any], options: type) -> Config:

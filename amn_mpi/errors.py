@@ -1,4 +1,10 @@
-"""Errors that a user can mend: one line, no traceback."""
+"""Errors that a user can mend: one line, no traceback. And two ways in which training is cut short."""
+
+from __future__ import annotations
+
+import signal
+
+AGAIN = 75  # EX_TEMPFAIL: stopped, submit it again
 
 
 class UserError(Exception):
@@ -17,12 +23,22 @@ class ConfigError(UserError):
 
 
 class Diverged(UserError):
-    """A client's training left the numbers; raised by every rank at the end of the same round."""
+    """Training left the numbers; raised by every rank at the end of the same round."""
 
 
 class Stopped(UserError):
-    """The run was asked to stop by a signal; ``status`` is 128 plus its number."""
+    """The run was asked to stop by a signal.
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+    Attributes:
+        agreed: all ranks stop together, everything is written, and none needs to be ended by force.
+    """
+
+    status = AGAIN
+
+    def __init__(self, number: int, told: str = "the run is unfinished", agreed: bool = False) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; {told}")
+        self.agreed = agreed
+
+
+class Interrupted(Exception):
+    """Between two steps: all ranks are to stop. Training and evaluation end early where they are."""

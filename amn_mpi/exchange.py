@@ -21,11 +21,15 @@ from amn_mpi.placement import Placement
 # clients there are.
 FIXED = 2.0**40
 BOUND = 2.0**22
+# What can be wrong with a client's turn, by number; the last: a stop has cut it off.
+REMEDY = "a smaller local.lr (or step size of the method) is the usual remedy"
 TROUBLES = (
     "",
-    "its model or a loss is NaN or Inf; a smaller local.lr (or step size of the method) is the usual remedy",
-    f"a parameter exceeds {BOUND:g}; a smaller local.lr (or step size of the method) is the usual remedy",
+    f"its model or a loss is NaN or Inf; {REMEDY}",
+    f"a parameter exceeds {BOUND:g}; {REMEDY}",
+    "cut off",
 )
+CUT = 3
 
 
 class Exchange:
@@ -103,8 +107,7 @@ class Exchange:
         """A client's turn is over: check what it leaves and, for a mean, add it to the sum.
 
         Returns:
-            0, or the number of what is wrong in ``TROUBLES``; it goes up with the figures, so that
-            all ranks end the round together.
+            0, or the number of what is wrong in ``TROUBLES``; it goes up with the figures.
         """
         vectors = self.slot(position)
         if not np.isfinite(list(update.figures.values())).all():
@@ -127,33 +130,43 @@ class Exchange:
         """What the cohort returned, on rank 0; None elsewhere."""
         wire, comm = self.method.wire, self.comm
         counts = self.placement.counts(cohort)
-        rows = mean = torch.empty(0)
+        rows = total = torch.empty(0)
         if wire.up == "rows":
             own, whole = self.up[: len(updates)].numpy(), self._gathered[: len(cohort)].numpy()
             into = whole if comm.is_server and comm.size > 1 else None
             rows = torch.from_numpy(comm.gather_rows(own, counts, into))
         elif self._sum is not None:
             total = torch.from_numpy(comm.sum_exact(self._sum.numpy()))
-            if comm.is_server:
-                mean = torch.empty(total.shape)
-                for out, piece in zip(mean.split(BLOCK, 1), total.split(BLOCK, 1)):
-                    out.copy_(piece.double() / FIXED)
-            self._sum.zero_()
         # The seconds are asked for always: with them a round ends on rank 0 when it ends.
         table = [[-u.trouble or u.seconds, *(u.figures[name] for name in wire.figures)] for u in updates]
         numbers = self.gather_numbers(np.array(table), 1 + len(wire.figures), cohort)
-        if not comm.is_server:
-            return None
-        figures = {name: numbers[:, 1 + k] for k, name in enumerate(wire.figures)}
-        return Arrived(rows, mean, figures, numbers[:, 0], self._told(cohort, numbers[:, 0]))
+        arrived = self._arrived(cohort, rows, total, numbers) if comm.is_server else None
+        if self._sum is not None:
+            self._sum.zero_()
+        return arrived
 
-    @staticmethod
-    def _told(cohort: np.ndarray, seconds: np.ndarray) -> str:
-        """What went wrong at the first client where something did."""
-        wrong = np.flatnonzero(seconds < 0)
-        if not len(wrong):
-            return ""
-        return f"client {cohort[wrong[0]]} diverged: {TROUBLES[int(-seconds[wrong[0]])]}"
+    def _arrived(
+        self, cohort: np.ndarray, rows: torch.Tensor, total: torch.Tensor, numbers: np.ndarray
+    ) -> Arrived:
+        """Without the clients that diverged; the others share their weight in a mean."""
+        wrong = {int(client): int(-code) for client, code in zip(cohort, numbers[:, 0]) if code < 0}
+        good = numbers[:, 0] >= 0
+        dropped = {client: TROUBLES[code] for client, code in wrong.items() if code != CUT}
+        trouble, mean = "", torch.empty(0)
+        if len(dropped) == len(cohort):
+            client, reason = next(iter(dropped.items()))
+            trouble = f"every client of the cohort diverged, client {client} first: {reason}"
+        elif CUT not in wrong.values() and self._sum is not None:
+            sizes = self.samples[cohort] if self.method.wire.weights == "samples" else np.ones(len(cohort))
+            share = float(sizes[good].sum()) / float(sizes.sum())
+            mean = torch.empty(total.shape)
+            for out, piece in zip(mean.split(BLOCK, 1), total.split(BLOCK, 1)):
+                out.copy_(piece.double() / FIXED / share)
+        if wrong and len(rows):
+            rows = rows[torch.from_numpy(good)]
+        figures = {name: numbers[good, 1 + k] for k, name in enumerate(self.method.wire.figures)}
+        cut = CUT in wrong.values()
+        return Arrived(cohort[good], rows, mean, figures, numbers[good, 0], dropped, trouble, cut)
 
     def gather_numbers(self, own: np.ndarray, width: int, cohort: np.ndarray) -> np.ndarray:
         """Rows of ``width`` float64 from every client of the cohort, in cohort order on rank 0."""

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import Any
 
-from amn_mpi import methods, result, session
+from amn_mpi import methods, result, resume, session
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -26,7 +26,7 @@ def run_all(
     with clock("prepare"):
         ready = _ready(config, comm, fed)
     found = run_one(ready, config, folder, clock, models=True)
-    found["baselines"] = _baselines(ready, config)
+    found["baselines"] = _baselines(ready, config, folder)
     if folder is not None:
         folder.finish(found)
         with reader_may_leave():
@@ -48,7 +48,8 @@ def run_one(
     if folder is not None:
         folder.start(config)
     before = (time.process_time(), comm.wait_cpu, dict(comm.sent))
-    run, recorder = session.train(ready, config, clock, folder)
+    keeps, saved = (None, None) if folder is None else (folder.checkpoints, folder.saved)
+    run, recorder = session.train(ready, config, clock, folder, keeps, saved)
     cost = comm.collect(_cost(ready, clock, *before))
     digest = ""
     if models:
@@ -81,7 +82,6 @@ def _cost(ready: Session, clock: Clock, cpu: float, wait_cpu: float, sent: dict[
         "wait_cpu": comm.wait_cpu - wait_cpu,
         "sent": {k: count - sent.get(k, 0) for k, count in comm.sent.items() if count > sent.get(k, 0)},
         "memory_mb": _peak_memory(),
-        "engine": f"{ready.engine.device.type}-{ready.engine.name}",
     }
 
 
@@ -94,17 +94,24 @@ def _ready(config: Config, comm: Communicator, fed: Federation) -> Session:
     session.check_everywhere(comm, trouble)
     if ready is None:
         raise UserError("not reached: rank 0 ends the run")
+    ready.meet()
     return ready
 
 
-def _baselines(ready: Session, config: Config) -> dict[str, Any]:
+def _baselines(ready: Session, config: Config, folder: RunFolder | None) -> dict[str, Any]:
     """Other methods on the same clients with the same local training; scores by name."""
     found: dict[str, Any] = {}
     for name in methods.listed(config.baselines):
         other = dataclasses.replace(config, method=methods.options(name)())
         clock = Clock(ready.comm, time.monotonic())
+        keeps, saved = None, None
+        if folder is not None:
+            keeps = folder.checkpoints / name
+            saved = resume.find(
+                dataclasses.replace(other, resume="never" if config.resume == "never" else "auto"), keeps
+            )
         try:
-            recorder = session.train(ready, other, clock, None)[1]
+            recorder = session.train(ready, other, clock, None, keeps, saved)[1]
         except Diverged as reason:
             found[name] = {"diverged": str(reason)}
             continue

@@ -1,4 +1,4 @@
-"""Signs of life between ranks, and which of several failing ranks speaks.
+"""Signs of life between ranks, the order to stop, and which of several failing ranks speaks.
 
 Tiny messages on a communicator of their own. Ranks answer from inside their waits and between
 steps of training. Who has waited for ``comm.timeout`` names the ranks that did not answer in its
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-CALL, HERE, FAILING, SPOKEN = 1, 2, 3, 4
+CALL, HERE, FAILING, SPOKEN, ASK, ORDER = 1, 2, 3, 4, 5, 6
 
 
 class Liveness:
@@ -22,7 +22,7 @@ class Liveness:
     def __init__(self, mpi: Any, world: Any) -> None:
         self._mpi, self._comm = mpi, world.Dup()
         self._others = [rank for rank in range(world.size) if rank != world.rank]
-        self._token = np.zeros(1, np.int8)  # outlives every send
+        self._tokens = np.arange(128, dtype=np.int8)  # outlives every send
         self.forget()
 
     def forget(self) -> None:
@@ -34,6 +34,20 @@ class Liveness:
         """Answer the ranks that ask."""
         for caller in self._received(CALL):
             self._send(caller, HERE)
+
+    def ask_to_stop(self, number: int) -> None:
+        """Tell rank 0 that signal ``number`` has come."""
+        self._send(0, ASK, number)
+
+    def order_to_stop(self, number: int) -> None:
+        """Tell all others; for rank 0."""
+        for rank in self._others:
+            self._send(rank, ORDER, number)
+
+    def told_to_stop(self) -> int:
+        """The signal's number where a rank asks rank 0, or rank 0 orders the others; else 0."""
+        heard = self._heard(ORDER if self._comm.rank else ASK)
+        return heard[0][1] if heard else 0
 
     def silent(self, waited: float, timeout: float) -> list[int]:
         """Ranks that gave no sign of life for half of ``timeout``, once ``waited`` reaches it.
@@ -66,13 +80,18 @@ class Liveness:
                 self._send(rank, SPOKEN)
         return True
 
-    def _send(self, rank: int, tag: int) -> None:
-        self._comm.Isend(self._token, dest=rank, tag=tag).Free()
+    def _send(self, rank: int, tag: int, number: int = 0) -> None:
+        self._comm.Isend(self._tokens[number : number + 1], dest=rank, tag=tag).Free()
 
     def _received(self, tag: int) -> list[int]:
         """Ranks from which such a message has come."""
+        return [rank for rank, _ in self._heard(tag)]
+
+    def _heard(self, tag: int) -> list[tuple[int, int]]:
+        """(rank, number) of every such message that has come."""
         status, found = self._mpi.Status(), []
+        number = np.empty(1, np.int8)
         while self._comm.Iprobe(tag=tag, status=status):
-            found.append(status.Get_source())
-            self._comm.Recv(np.empty(1, np.int8), source=found[-1], tag=tag)
+            self._comm.Recv(number, source=status.Get_source(), tag=tag)
+            found.append((status.Get_source(), int(number[0])))
         return found

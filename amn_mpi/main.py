@@ -1,7 +1,7 @@
 """The entry: ``mpirun -n 33 python -m amn_mpi.main --config FILE.yaml --key value ...``
 
 Exit status: 0 finished, 1 something the user can mend (one line says what) or an error with its
-traceback, 2 a wrong configuration, 128 + n stopped by signal n.
+traceback, 2 a wrong configuration, 75 stopped by a signal: the same command with --resume auto goes on.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ if __name__ == "__main__":
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NoReturn
 
 STARTED = time.monotonic()
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # one thread a rank; torch's is set from the config
 
+from amn_mpi import signals
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
-from amn_mpi.errors import Diverged, Stopped, UserError
+from amn_mpi.errors import Diverged, Interrupted, Stopped, UserError
 
 if TYPE_CHECKING:
     from amn_mpi.config import Config
@@ -39,20 +39,26 @@ def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] 
     """Run on this rank and end the process; never returns. ``do`` is the work, by default a run."""
     comm = Communicator()
     try:
-        _on_signals(_stop)
+        signals.install()
         (do or work)(comm, argv)
-    except UserError as error:
-        _on_signals(signal.SIG_IGN)  # a second one would interrupt the account of the first
-        comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, (Diverged, Stopped)))
     except BaseException as error:
-        _on_signals(signal.SIG_IGN)
-        comm.fail(_account(error, comm))
+        # A second signal would interrupt the account of the first.
+        signals.ignore()
+        if isinstance(error, Interrupted) or signals.raised:
+            error = Stopped(comm.stopping or signals.raised)
+        _end(comm, error)
     comm.close()
 
 
-def _on_signals(handler: Any) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, handler)
+def _end(comm: Communicator, error: BaseException) -> NoReturn:
+    """Say what happened, once, and end all ranks."""
+    if isinstance(error, Stopped) and error.agreed:
+        if comm.is_server:
+            print(f"amn_mpi: {error}", file=sys.stderr, flush=True)
+        comm.close(error.status)
+    if isinstance(error, UserError):
+        comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, (Diverged, Stopped)))
+    comm.fail(_account(error, comm))
 
 
 def _account(error: BaseException, comm: Communicator) -> str:
@@ -67,23 +73,24 @@ def _account(error: BaseException, comm: Communicator) -> str:
 def work(comm: Communicator, argv: Sequence[str]) -> None:
     """Configuration, data, runs, result."""
     clock = Clock(comm, STARTED)
-    config, dry = comm.share(_configure(argv) if comm.is_server else None)
-    if config is None:
-        return
-    comm.configure(config.comm.wait, config.comm.timeout)
-    if not _needed(comm, config):
-        return
-    if dry:
-        if comm.is_server:
-            _dry_run(config, comm)
-        return
-    folder = _open_folder(config) if comm.is_server else None
+    config, dry = _configure(argv) if comm.is_server else (None, False)
+    folder = _open_folder(config) if config is not None and not dry else None
     with folder or nullcontext():
+        config, dry = comm.share((None if _finished(folder, config) else config, dry))
+        if config is None:
+            return
+        comm.configure(config.comm.wait, config.comm.timeout)
+        if not _needed(comm, config):
+            return
+        if dry:
+            if comm.is_server:
+                _dry_run(config, comm)
+            return
         fed = None
         if comm.is_server:
             with clock("prepare"):
                 fed = prepare(config)
-        with signals_held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
+        with signals.held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
             from amn_mpi import job
         if fed is not None:
             _check(config, fed, comm)
@@ -120,8 +127,15 @@ def _open_folder(config: Config) -> RunFolder:
     from amn_mpi.runfolder import RunFolder, default_folder
 
     if config.out:
-        return RunFolder(config.out)
-    return RunFolder(default_folder(config), made=True)
+        return RunFolder(config.out, config)
+    return RunFolder(default_folder(config), config, made=True)
+
+
+def _finished(folder: RunFolder | None, config: Config | None) -> bool:
+    told = "" if folder is None or config is None else folder.finished(config)
+    if told:
+        print(told, flush=True)
+    return bool(told)
 
 
 def prepare(config: Config) -> Federation:
@@ -154,22 +168,6 @@ def _dry_run(config: Config, comm: Communicator) -> None:
     budget.check(config, fed)  # before anything is printed
     print(yaml.safe_dump(config.as_dict(), sort_keys=False))
     budget.show(config, fed, comm)
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """A signal meanwhile counts afterwards: an exception through the C++ of an import is a crash."""
-    noted: list[int] = []
-    _on_signals(lambda number, frame: noted.append(number))
-    yield
-    _on_signals(_stop)
-    if noted:
-        _stop(noted[0], None)
-
-
-def _stop(number: int, frame: Any) -> NoReturn:
-    name = signal.Signals(number).name
-    raise Stopped(f"stopped by {name}; the run is unfinished", 128 + number)
 
 
 if __name__ == "__main__":

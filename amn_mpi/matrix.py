@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from amn_mpi import cli, methods
-from amn_mpi.config import Config, all_keys
+from amn_mpi.config import Config, differences
 from amn_mpi.errors import ConfigError
 
 KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "grid", "trials", "reference")
 # What may differ between a finished cell and the file: how and where it runs.
 OWN = ("seed", "out", "baselines")
-FREE = ("out", "progress", "threads", "device", "comm", "data.root", "data.cache")
+FREE = ("out", "progress", "threads", "device", "comm", "data.root", "data.cache", "checkpoint", "resume")
 
 
 @dataclass(frozen=True)
@@ -164,15 +164,8 @@ def _resolve(path: Path, label: str, layers: list[dict], keys: dict, words: Sequ
 
 def difference(config: Config, done: dict[str, Any]) -> str:
     """What a finished run's configuration says otherwise, as "key = then, now value"; "" if nothing."""
-    now = cli.layer(config.as_dict(), "")
-    known = all_keys(methods.options(config.method.name))
-    # A key that came after the run was made has its default there.
-    then = {**{name: key.default for name, key in known.items()}, **cli.layer(done, "")}
-    for key in {**now, **then}:
-        if any(key == free or key.startswith(f"{free}.") for free in FREE):
-            continue
-        if now.get(key) != then.get(key):
-            return f"{key} = {then.get(key)}, now {now.get(key)}"
+    for key, (then, now) in differences(config, done, FREE).items():
+        return f"{key} = {then}, now {now}"
     return ""
 
 

@@ -20,23 +20,28 @@ class Progress:
     """One line a round on a terminal (it is redrawn), or a line every ten seconds in a log."""
 
     def __init__(self, kind: str, rounds: int) -> None:
-        self._rounds, self._started = rounds, time.monotonic()
+        self._rounds, self._started, self._begun = rounds, time.monotonic(), 0
         self._last, self._status = -PLAIN_EVERY, None
         width = terminal_width() if kind in ("auto", "rich") else 0
         self._off = kind == "off"
         if kind == "rich" or (kind == "auto" and width):
             self._status = _live(width or 80)
 
+    def begin(self, done: int) -> None:
+        """The run goes on after round ``done``."""
+        self._begun = done
+
     def show(self, label: str, done: int, accuracy: float | None, seconds: float) -> None:
         """After round ``done``: accuracy in percent (None: not evaluated), seconds of the round."""
-        left = (self._rounds - done) * (time.monotonic() - self._started) / max(1, done)
+        spent = time.monotonic() - self._started
+        left = (self._rounds - done) * spent / max(1, done - self._begun)
         score = "" if accuracy is None else f"  accuracy {accuracy:5.2f} %"
         text = f"{label}  round {done}/{self._rounds}{score}  {seconds:.2f} s a round"
         text += f"  {left:.0f} s left" if done < self._rounds else ""
         now = time.monotonic()
         if self._status is not None:
             self._status.update(text)
-        elif not self._off and (now - self._last >= PLAIN_EVERY or done in (1, self._rounds)):
+        elif not self._off and (now - self._last >= PLAIN_EVERY or done in (self._begun + 1, self._rounds)):
             self._last = now
             print(text, flush=True)
 

@@ -9,6 +9,7 @@ import numpy as np
 from amn_mpi import metrics
 from amn_mpi.data import Federation
 from amn_mpi.progress import Progress
+from amn_mpi.resume import warn
 from amn_mpi.rounds import Outcome, Run
 from amn_mpi.runfolder import RunFolder
 
@@ -21,7 +22,27 @@ class Recorder:
         self.tested = fed.test
         self.rounds: list[dict[str, Any]] = []
         self.seconds: list[float] = []
+        self.starts: list[dict[str, int]] = []
         self.correct = np.zeros((fed.clients, len(run.method.models)), np.int64)
+
+    def begin(self, history: dict[str, Any] | None) -> None:
+        """Go on with the account of a checkpoint, or begin one."""
+        if history is not None:
+            self.rounds, self.seconds, self.starts = (history[k] for k in ("rounds", "seconds", "starts"))
+            self.correct = np.array(history["correct"], np.int64)
+        self.starts.append({"after_round": self.run.done, "ranks": self.run.comm.size})
+        self.progress.begin(self.run.done)
+        if self.folder is not None:
+            self.folder.begin([self._line(row, s) for row, s in zip(self.rounds, self.seconds)])
+
+    def history(self) -> dict[str, Any]:
+        """The account so far, as plain values, for a checkpoint."""
+        return {
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "starts": self.starts,
+            "correct": self.correct.tolist(),
+        }
 
     def __call__(self, outcome: Outcome) -> None:
         """Record one finished round."""
@@ -31,12 +52,33 @@ class Recorder:
             self.correct = outcome.correct
             row.update(self._scores(outcome.correct))
         row.update(outcome.figures)
+        if outcome.dropped:
+            row["diverged"] = sorted(outcome.dropped)
+            self._warn(outcome)
         row.update(self._attention())
         self.rounds.append(row)
         if self.folder is not None:
-            self.folder.add({**row, "seconds": round(outcome.seconds, 4)})
+            self.folder.add(self._line(row, outcome.seconds))
         label, score = self.run.config.method.name, row.get("mean_accuracy")
         self.progress.show(label, outcome.round, score, outcome.seconds)
+
+    @property
+    def diverged(self) -> dict[int, int]:
+        """How often each client's training left the numbers; the others are not in it."""
+        found = [client for row in self.rounds for client in row.get("diverged", ())]
+        return {client: found.count(client) for client in sorted(set(found))}
+
+    @staticmethod
+    def _line(row: dict[str, Any], seconds: float) -> dict[str, Any]:
+        return {**row, "seconds": round(seconds, 4)}
+
+    def _warn(self, outcome: Outcome) -> None:
+        """Of each client once; the metrics have all."""
+        name, known = self.run.config.method.name, self.diverged
+        for client, reason in outcome.dropped.items():
+            if client not in known:
+                told = f"{name}, round {outcome.round}: client {client} diverged: {reason}"
+                warn(f"{told}; it sits the round out")
 
     def scores(self) -> dict[str, Any]:
         """Figures over clients and rounds: of the configured model, and of each under ``models``."""

@@ -40,10 +40,13 @@ def describe(
         "ranks": comm.size,
         "clients": fed.clients,
         "parameters": ready.layout.size,
-        "engine": cost[-1]["engine"],
+        "engine": ready.engine_name,
         "model": run.method.headline,
         **recorder.scores(),
         "models_sha256": digest,
+        "diverged": {str(client): times for client, times in recorder.diverged.items()},
+        "starts": recorder.starts,
+        "checkpoints": {"written": run.keeper.written, "failed": run.keeper.failures},
         "round_seconds": round_seconds(recorder.seconds),
         "seconds": _seconds(cost),
         "training_cpu_seconds": round(sum(c["training_cpu"] for c in cost), 3),
@@ -89,6 +92,11 @@ def show(result: dict[str, Any], folder: str) -> None:
     for name in baselines:
         if "diverged" in baselines[name]:
             print(f"  {name}: {baselines[name]['diverged']}")
+    if result["diverged"]:
+        turns = sum(result["diverged"].values())
+        print(f"  {turns} turns of {len(result['diverged'])} clients diverged and were not used")
+    if result["checkpoints"]["failed"]:
+        print(f"  {result['checkpoints']['failed']} checkpoints could not be written")
     print(f"  * the client's own model    {result['round_seconds']:.3f} s a round")
     print(f"  seconds on rank 0: {spent}")
     print(f"  models_sha256 {result['models_sha256']}")

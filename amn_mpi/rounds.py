@@ -8,7 +8,7 @@ exact, and everything random is a function of (seed, purpose, round, client).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from amn_mpi import rng
+from amn_mpi import rng, signals
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
-from amn_mpi.errors import Diverged
-from amn_mpi.exchange import Exchange
+from amn_mpi.errors import Diverged, Interrupted, Stopped
+from amn_mpi.exchange import CUT, Exchange
+from amn_mpi.keeper import Keeper
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Arrived, Client, Method, State, Update
 from amn_mpi.placement import Placement
@@ -46,6 +47,9 @@ class Run:
         state: name -> (own clients, ...), in the same order.
         server: the method's server state on rank 0, else empty.
         numbers: what the method's ``deploy`` gave after the last round.
+        done: rounds that are finished.
+        open: the last of them on rank 0, where a stop left it without its evaluation.
+        stopped: number of the signal that ended the run early; 0 if none did.
     """
 
     config: Config
@@ -55,10 +59,14 @@ class Run:
     exchange: Exchange
     clock: Clock
     engine: Engine
+    keeper: Keeper
     samples: dict[int, Samples]
     state: State
     server: State = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
+    done: int = 0
+    open: Outcome | None = None
+    stopped: int = 0
 
     @property
     def clients(self) -> int:
@@ -68,51 +76,113 @@ class Run:
         """Where one of this rank's clients stands in the rows of ``state``."""
         return client - next(iter(self.samples))
 
+    def reopen(self, plain: Mapping[str, Any]) -> None:
+        """Make the last finished round ``open`` again, from ``Outcome.plain``."""
+        cohort = rng.cohort(self.config.seed, self.done, self.clients, self.config.cohort)
+        dropped = {int(client): reason for client, reason in plain["dropped"].items()}
+        self.open = Outcome(self.done, cohort, plain["figures"], plain["seconds"], dropped)
+
 
 @dataclass(frozen=True)
 class Outcome:
     """A finished round as rank 0 sees it.
 
-    ``seconds``: wall time without evaluation. ``correct``: (N, models), None if not evaluated.
+    Attributes:
+        seconds: wall time without evaluation.
+        dropped: client -> why what it returned was not used.
+        correct: (N, models), None if not evaluated.
     """
 
     round: int
     cohort: np.ndarray
     figures: dict[str, Any]
     seconds: float
-    correct: np.ndarray | None
+    dropped: Mapping[int, str] = field(default_factory=dict)
+    correct: np.ndarray | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """What is needed to evaluate it later, as JSON values."""
+        return {"figures": self.figures, "seconds": self.seconds, "dropped": dict(self.dropped)}
+
+
+@dataclass(frozen=True)
+class Word:
+    """What rank 0 tells all at the end of a round.
+
+    Attributes:
+        trouble: why the run cannot go on, else empty.
+        numbers: what evaluation needs.
+        stop: number of the signal that ends the run, 0 if it goes on.
+        void: the round does not count.
+        save: a checkpoint is due.
+    """
+
+    trouble: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+    stop: int = 0
+    void: bool = False
+    save: bool = False
 
 
 def train(run: Run, record: Callable[[Outcome], None]) -> None:
-    """All rounds; ``record`` is called after each (on rank 0 it holds what all clients did)."""
+    """All rounds that are left; ``record`` is called after each (on rank 0 it holds what all did).
+
+    Raises:
+        Diverged, Stopped: on every rank; at a stop everything is saved.
+    """
     run.clock.begin("train")
-    for t in range(1, run.config.rounds + 1):
-        outcome = run_round(run, t)
-        with run.clock("server"):
-            record(outcome)
+    with signals.patience():
+        if run.open is not None:
+            conclude(run, run.open, record)
+        while run.done < run.config.rounds and not run.stopped:
+            run_round(run, record)
+        with run.clock("checkpoint"):
+            run.stopped = run.comm.share(run.stopped or (run.comm.stopping if run.open else 0))
+            run.keeper.finish(run)
+    if run.stopped:
+        raise Stopped(run.stopped, run.keeper.told(run), agreed=True)
 
 
-def run_round(run: Run, t: int) -> Outcome:
+def run_round(run: Run, record: Callable[[Outcome], None]) -> None:
     """One round of personalised federated learning."""
-    started = time.monotonic()
+    t, started = run.done + 1, time.monotonic()
     cohort = rng.cohort(run.config.seed, t, run.clients, run.config.cohort)
     with run.clock("exchange"):
         received = run.exchange.down(t, cohort, run.server)
     with run.clock("train"):
-        updates = [turn(run, t, cohort, k, client, received) for k, client in mine(run, cohort)]
+        updates = turns(run, t, cohort, received)
+    with run.clock("checkpoint"):
+        run.keeper.write(run)
     with run.clock("exchange"):
         arrived = run.exchange.bring_up(cohort, updates)
     with run.clock("server"):
-        figures = serve(run, t, cohort, arrived)
+        figures = serve(run, t, arrived)
     with run.clock("exchange"):
-        agree(run, t, arrived)
+        word = agree(run, t, arrived)
+    if word.void:
+        return
     with run.clock("train"):
         commit(run, cohort, updates)
-    seconds, correct = time.monotonic() - started, None
-    if evaluates(run.config, t):
+    dropped = {} if arrived is None else arrived.dropped
+    conclude(run, Outcome(t, cohort, figures, time.monotonic() - started, dropped), record)
+    if word.save:
+        with run.clock("checkpoint"):
+            run.keeper.offer(run)
+
+
+def conclude(run: Run, outcome: Outcome, record: Callable[[Outcome], None]) -> None:
+    """Evaluate and record a finished round; a stop leaves it open, to be evaluated after a restart."""
+    run.open = outcome
+    if evaluates(run.config, outcome.round):
+        if run.stopped:
+            return
         with run.clock("evaluate"):
-            correct = evaluate(run, t)
-    return Outcome(t, cohort, figures, seconds, correct)
+            outcome = replace(outcome, correct=evaluate(run, outcome.round))
+        if outcome.correct is None:
+            return
+    run.open = None
+    with run.clock("server"):
+        record(outcome)
 
 
 def mine(run: Run, cohort: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -120,6 +190,18 @@ def mine(run: Run, cohort: np.ndarray) -> Iterator[tuple[int, int]]:
     if run.comm.owner is None:
         return iter(())
     return enumerate(map(int, run.placement.of(run.comm.owner, cohort)))
+
+
+def turns(run: Run, t: int, cohort: np.ndarray, received: torch.Tensor) -> list[Update]:
+    """The turns of this rank's members of the cohort; after a stop the rest is cut off."""
+    members, updates = list(mine(run, cohort)), list[Update]()
+    try:
+        for k, client in members:
+            updates.append(turn(run, t, cohort, k, client, received))
+    except Interrupted:
+        nothing = Update(figures=dict.fromkeys(run.method.wire.figures, 0.0), trouble=CUT)
+        updates += [nothing] * (len(members) - len(updates))
+    return updates
 
 
 def turn(run: Run, t: int, cohort: np.ndarray, k: int, number: int, received: torch.Tensor) -> Update:
@@ -163,12 +245,12 @@ def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:
     return received[k if run.method.wire.down == "rows" else 0]
 
 
-def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict[str, Any]:
+def serve(run: Run, t: int, arrived: Arrived | None) -> dict[str, Any]:
     """The method's server step on rank 0."""
-    if arrived is None or arrived.trouble:
+    if arrived is None or arrived.trouble or voids(run, arrived):
         return {}
     turns = {"mean": round(float(arrived.seconds.mean()), 4), "max": round(float(arrived.seconds.max()), 4)}
-    figures = run.method.aggregate(run.server, t, cohort, arrived)
+    figures = run.method.aggregate(run.server, t, arrived.cohort, arrived)
     for name, values in run.server.items():
         # What has a row for each client is made of rows that were checked as they arrived.
         if len(values.shape) and len(values) != run.clients and not torch.isfinite(values.sum()):
@@ -176,26 +258,46 @@ def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict
     return {**figures, "turn_seconds": turns}
 
 
-def agree(run: Run, t: int, arrived: Arrived | None) -> None:
-    """Rank 0 tells all what evaluation needs, or that the round is void.
+def voids(run: Run, arrived: Arrived) -> bool:
+    """Whether a stop came too early for this round to count."""
+    return arrived.cut or run.open is not None
+
+
+def agree(run: Run, t: int, arrived: Arrived | None) -> Word:
+    """Rank 0 tells all how the round ends.
 
     Raises:
         Diverged: on every rank, before anything of the round is kept.
     """
-    word: str | dict[str, float] = ""
-    if arrived is not None:
-        word = arrived.trouble or run.method.deploy(run.server)
-    word = run.comm.share(word)
-    if isinstance(word, str):
-        raise Diverged(f"round {t}: {word}")
-    run.numbers = word
+    word: Word = run.comm.share(None if arrived is None else judge(run, t, arrived))
+    if word.trouble:
+        raise Diverged(f"round {t}: {word.trouble}")
+    run.stopped = word.stop
+    if not word.void:
+        run.numbers = word.numbers
+    return word
+
+
+def judge(run: Run, t: int, arrived: Arrived) -> Word:
+    """Rank 0's word on a round."""
+    stop = run.comm.stopping
+    if voids(run, arrived):
+        return Word(stop=stop, void=True)
+    if arrived.trouble:
+        return Word(trouble=arrived.trouble)
+    save = not stop and t < run.config.rounds and run.keeper.due(t)
+    return Word(numbers=run.method.deploy(run.server), stop=stop, save=save)
 
 
 def commit(run: Run, cohort: np.ndarray, updates: list[Update]) -> None:
-    """Client state changes here and nowhere else: a round cut short leaves no trace."""
+    """Client state changes here and nowhere else: a round cut short leaves no trace.
+
+    A client that diverged stays where it was before the round.
+    """
     for (_, client), update in zip(mine(run, cohort), updates):
-        for name, vector in update.state.items():
+        for name, vector in update.state.items() if not update.trouble else ():
             run.state[name][run.row(client)] = vector
+    run.done += 1
 
 
 def evaluates(config: Config, t: int) -> bool:
@@ -203,15 +305,21 @@ def evaluates(config: Config, t: int) -> bool:
     return t % config.evaluate.every == 0 or t > config.rounds - 5
 
 
-def evaluate(run: Run, t: int) -> np.ndarray:
-    """Rightly classified test samples of every client by each model: (N, models) on rank 0."""
-    everyone = np.arange(run.clients)
-    table = []
-    for client, models in personal_models(run, t):
-        test = run.samples[client]
-        table.append([run.engine.correct(v, test.x_test, test.y_test) for _, v in models])
-    width = len(run.method.models)
-    return run.exchange.gather_numbers(np.array(table), width, everyone).astype(np.int64)
+def evaluate(run: Run, t: int) -> np.ndarray | None:
+    """Rightly classified test samples of every client by each model: (N, models) on rank 0.
+
+    None there if a stop cut it off.
+    """
+    everyone, width = np.arange(run.clients), len(run.method.models)
+    table: Any = []
+    try:
+        for client, models in personal_models(run, t):
+            test = run.samples[client]
+            table.append([run.engine.correct(v, test.x_test, test.y_test) for _, v in models])
+    except Interrupted:
+        table = np.full((len(run.samples), width), -1)
+    counts = run.exchange.gather_numbers(np.array(table), width, everyone).astype(np.int64)
+    return None if (counts < 0).any() else counts
 
 
 def personal_models(run: Run, t: int) -> Iterator[tuple[int, Iterator[tuple[str, torch.Tensor]]]]:

@@ -1,4 +1,4 @@
-"""The folder of a run: lock, metrics.jsonl, models.h5, result.json.
+"""The folder of a run: lock, metrics.jsonl, checkpoints, models.h5, result.json.
 
 ``result.json`` appears in one step when everything else is written: a folder without it holds an
 unfinished run.
@@ -7,24 +7,29 @@ unfinished run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from amn_mpi import hdf5, resume
 from amn_mpi.config import Config
 from amn_mpi.errors import UserError
+from amn_mpi.methods import listed
 from amn_mpi.params import ParameterLayout
 
-HELD = ("metrics.jsonl", "result.json", "models.h5")
+if TYPE_CHECKING:
+    import h5py
+
+HELD = ("metrics.jsonl", "result.json", "models.h5", "checkpoints")
 
 
 def default_folder(config: Config) -> str:
@@ -73,47 +78,129 @@ class RunFolder:
 
     The lock is the operating system's (flock): it goes with the process, however that ends.
 
+    Attributes:
+        checkpoints: where they are; each baseline has a folder of its own in it.
+        saved: the checkpoint that the run goes on from, None if it starts afresh.
+
     Raises:
-        UserError: the folder cannot be written, holds a run, or is in use.
+        UserError: the folder cannot be written, is in use, or holds a run that is not to be resumed.
     """
 
-    def __init__(self, path: str, made: bool = False) -> None:
+    def __init__(self, path: str, config: Config, made: bool = False) -> None:
         self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.saved: Path | None = None
         self._made, self._started = made or not self.path.exists(), False
+        self._lines: list[str] = []
+        self._good = 0
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path)
         except OSError as error:
             raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
+        try:
+            self._look(config)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _look(self, config: Config) -> None:
         there = [name for name in HELD if (self.path / name).exists()]
-        if there:
+        if there and (
+            config.resume == "never" or (config.resume != "auto" and not self._holds(config.resume))
+        ):
+            raise UserError(
+                f"out = {self.path}: holds a run already ({', '.join(there)}); "
+                "--resume auto goes on with it, or choose another folder"
+            )
+        self.saved = resume.find(config, self.checkpoints)
+        if self.saved is None and (self.path / "result.json").exists():
+            raise UserError(
+                f"out = {self.path}: holds a finished run and no checkpoints to go on from; "
+                "choose another folder"
+            )
+
+    def _holds(self, checkpoint: str) -> bool:
+        return Path(checkpoint).resolve().parent == self.checkpoints.resolve()
+
+    def finished(self, config: Config) -> str:
+        """What to say where nothing is left to do; "" where something is."""
+        path = self.path / "result.json"
+        if config.resume != "auto" or not path.exists():
+            return ""
+        try:
+            done = json.loads(path.read_text())
+            left = set(listed(config.baselines)) - set(done["baselines"])
+            if done["rounds"] != config.rounds or left:
+                return ""
             self._give_back()
-            raise UserError(f"out = {path}: holds a run already ({', '.join(there)}); choose another folder")
+            return (
+                f"{self.path}: finished already: {done['rounds']} rounds, mean accuracy "
+                f"{done['mean_accuracy']:.2f} %, models_sha256 {done['models_sha256']}; "
+                "a larger --rounds extends it"
+            )
+        except (ValueError, KeyError, TypeError):
+            return ""  # not a result of ours; it is set aside
 
     def start(self, config: Config) -> None:
-        """Write the resolved configuration and open the metrics."""
+        """Write the resolved configuration; an earlier result is set aside."""
         import yaml
 
         self._started = True
+        earlier = self.path / "result.json"
+        if earlier.exists():
+            with self._guard("result.json"):
+                os.replace(earlier, self._aside())
         self._write("config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False))
-        self._write("metrics.jsonl", "")
+
+    def _aside(self) -> Path:
+        """result-000040.json for the result of 40 rounds, or the first such name that is free."""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            rounds = int(json.loads((self.path / "result.json").read_text())["rounds"])
+            stem = f"result-{rounds:06d}"
+            names = [f"{stem}.json", *(f"{stem}-{k}.json" for k in range(2, 1000))]
+            return next(self.path / name for name in names if not (self.path / name).exists())
+        return self.path / "result-unreadable.json"
+
+    def begin(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Metrics that hold these rounds, each once, and nothing else."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        temporary = self.path / ".metrics.jsonl"
+        with self._guard("metrics.jsonl"):
+            temporary.write_text(text)
+            os.replace(temporary, self.path / "metrics.jsonl")
+        self._good = len(text.encode())
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self._leave()
+
+    def _leave(self) -> None:
         """A run that could not start leaves nothing behind: the next try may use this folder."""
-        if error is None or self._started:
-            return
         self._give_back()
-        if self._made:
+        if self._made and not self._started:
             with contextlib.suppress(OSError):  # somebody has put something there
                 self.path.rmdir()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        with self._guard("metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append one line to metrics.jsonl; on a full disk it waits for the next one."""
+        self._lines.append(json.dumps(row) + "\n")
+        data = "".join(self._lines).encode()
+        try:
+            with open(self.path / "metrics.jsonl", "r+b", buffering=0) as file:
+                file.seek(self._good)
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                file.truncate()
+        except OSError as error:
+            if len(self._lines) == 1:
+                resume.warn(f"{self.path}/metrics.jsonl: {_reason(error)}; the run goes on, the lines wait")
+            return
+        self._good += len(data)
+        self._lines = []
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json whole or not at all, and give the folder back."""
@@ -138,11 +225,14 @@ class RunFolder:
         Raises:
             UserError: the file cannot be written (a full disk); nothing half-written stays.
         """
-        image, offset = _lay_out(layout, clients, about)
+        image = hdf5.lay_out(lambda file, image: _models(file, image, layout, clients, about))
+        offset = image.places["models"].offset
         final, temporary = self.path / "models.h5", self.path / ".models.h5"
         try:
             with open(temporary, "wb+") as file:
-                file.write(image)
+                for at, piece in image.pieces():
+                    file.seek(at)
+                    file.write(piece)
                 for client, row in rows:
                     file.seek(offset + client * 4 * layout.size)
                     file.write(row.astype("<f4", copy=False).data)
@@ -170,25 +260,14 @@ class RunFolder:
         return _Guard(self.path / name)
 
 
-def _lay_out(layout: ParameterLayout, clients: int, about: dict[str, Any]) -> tuple[bytes, int]:
-    """models.h5 without its rows, and the byte offset where they belong.
-
-    HDF5 lays the file out in memory and plain writes fill it: on a disk that runs full a plain
-    write is an ordinary error, while HDF5 fails once more when it closes the file.
-    """
-    import h5py
-
-    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    image = io.BytesIO()
-    with h5py.File(image, "w") as file:
-        for name, value in {**about, "layout": json.dumps(layout.as_dict())}.items():
-            file.attrs[name] = value
-        file["clients"] = clients  # a first member: HDF5 then has no need of space behind models
-        models = file.create_dataset("models", (clients, layout.size), "<f4", dcpl=early)
-        offset = models.id.get_offset()
-    return image.getvalue()[:offset], offset
+def _models(
+    file: h5py.File, image: hdf5.Image, layout: ParameterLayout, clients: int, about: dict[str, Any]
+) -> None:
+    """What models.h5 holds; its rows come later."""
+    for name, value in {**about, "layout": json.dumps(layout.as_dict())}.items():
+        file.attrs[name] = value
+    file["clients"] = clients
+    image.reserve(file, "models", (clients, layout.size), "<f4")
 
 
 class _Guard:

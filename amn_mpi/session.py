@@ -7,17 +7,21 @@ start of the ranks and one reading of the data.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from amn_mpi import data, methods, models, rng, rounds
+from amn_mpi import __version__, data, methods, models, rng, rounds
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.exchange import Exchange
+from amn_mpi.keeper import Keeper
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Method, Setting
 from amn_mpi.params import ParameterLayout, vector_of
@@ -80,7 +84,8 @@ class Session:
         most = int(max(fed.train.max(), fed.test.max()))
         local = dataclasses.replace(config.local, batch_size=min(config.local.batch_size, most))
         batch = min(config.evaluate.batch_size, most)
-        self.engine = Engine(self.module, self.layout, local, fed.shape, batch, device, comm.tick)
+        self.engine = Engine(self.module, self.layout, local, fed.shape, batch, device, comm.step)
+        self.engine_name = f"{device.type}-{self.engine.name}"
 
     def method(self, config: Config) -> Method:
         def draw(number: int) -> torch.Tensor:
@@ -91,7 +96,33 @@ class Session:
         setting = Setting(self.layout, self.fed.train, config.seed, config.local, draw)
         return methods.get(config.method.name)(config.method, setting)
 
-    def run(self, config: Config, clock: Clock) -> Run:
+    def meet(self) -> None:
+        """Rank 0 learns what the clients are trained with, for results and checkpoints."""
+        own = "" if self.comm.owner is None else self.engine_name
+        self.engine_name = "+".join(sorted({name for name in self.comm.collect(own) if name}))
+
+    def about(self, config: Config) -> dict[str, Any]:
+        """What a checkpoint says of its run, as plain values."""
+        import platform
+        from importlib.metadata import version
+
+        fed = self.fed
+        shares = (fed.train, fed.test, fed.train_counts, fed.label_group, fed.concept_group)
+        numbers = b"".join(np.asarray(part).astype("<i8").tobytes() for part in shares)
+        return {
+            "config": config.as_dict(),
+            "layout": self.layout.as_dict(),
+            "engine": self.engine_name,
+            "data": zlib.crc32(numbers),
+            "versions": {
+                "amn_mpi": __version__,
+                "torch": version("torch"),
+                "numpy": version("numpy"),
+                "machine": platform.machine(),
+            },
+        }
+
+    def run(self, config: Config, clock: Clock, keeper: Keeper) -> Run:
         """A run at its beginning: buffers, and state that starts as the initial model."""
         method, comm = self.method(config), self.comm
         cohort = rng.cohort(config.seed, 1, self.fed.clients, config.cohort)
@@ -110,6 +141,7 @@ class Session:
             exchange=exchange,
             clock=clock,
             engine=self.engine,
+            keeper=keeper,
             samples=self.samples,
             state=state,
             server=server,
@@ -117,16 +149,31 @@ class Session:
 
 
 def train(
-    session: Session, config: Config, clock: Clock, folder: RunFolder | None
+    session: Session,
+    config: Config,
+    clock: Clock,
+    folder: RunFolder | None,
+    keeps: Path | None = None,
+    saved: Path | None = None,
 ) -> tuple[Run, Recorder | None]:
-    """One run from its beginning to its end; the recorder exists on rank 0."""
-    run = session.run(config, clock)
-    if not session.comm.is_server:
+    """One run from its beginning, or from a checkpoint, to its end; the recorder exists on rank 0.
+
+    Args:
+        folder: gets the metrics. keeps: gets the checkpoints. saved: the checkpoint to go on from.
+            All on rank 0, each may be None.
+    """
+    comm = session.comm
+    keeper = Keeper(comm, config.checkpoint, keeps)
+    run = session.run(config, clock, keeper)
+    if not comm.is_server:
+        keeper.restore(run, None)
         rounds.train(run, lambda outcome: None)
         return run, None
     progress = Progress(config.progress, config.rounds)
     recorder = Recorder(session.fed, run, folder, progress)
+    keeper.about, keeper.history = session.about(config), recorder.history
     try:
+        recorder.begin(keeper.restore(run, saved))
         rounds.train(run, recorder)
     finally:
         progress.close()

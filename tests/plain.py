@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from amn_mpi import rng, session
+from amn_mpi import rng, rounds, session
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config, Data, Evaluate, Local, Model
 from amn_mpi.data import prepare
-from amn_mpi.rounds import Run
+from amn_mpi.keeper import Keeper
+from amn_mpi.rounds import Outcome, Run
 
 Array = np.ndarray
 FEATURES, CLASSES, HIDDEN = 5, 3, 6
@@ -65,7 +66,14 @@ def start(folder: Path, method: Any, **keys: Any) -> Run:
 def begin(config: Config) -> Run:
     comm = communicator()
     ready = session.Session(config, comm, prepare(config.data, config.seed))
-    return ready.run(config, Clock(comm, time.monotonic()))
+    return ready.run(config, Clock(comm, time.monotonic()), Keeper(comm, config.checkpoint, None))
+
+
+def one_round(run: Run) -> Outcome:
+    """The next round of a run."""
+    found: list[Outcome] = []
+    rounds.run_round(run, found.append)
+    return found[0]
 
 
 def numbers(run: Run) -> tuple[list[Array], list[Array]]:

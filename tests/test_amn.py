@@ -80,7 +80,7 @@ def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, An
     assert len({len(s.y) for s in run.samples.values()}) == 5
     expected = plain.amn(run, GROUPS, plain.signs_of(run), 8)
     for t, picture in enumerate(expected, 1):
-        figures = rounds.run_round(run, t).figures
+        figures = plain.one_round(run).figures
         here, there = shown(run), wanted(picture)
         for name in there:
             np.testing.assert_allclose(here[name], there[name], err_msg=f"{name}, round {t}", **CLOSE)
@@ -94,7 +94,7 @@ def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, An
 def test_what_is_evaluated(tmp_path: Path) -> None:
     run = start(tmp_path)
     *_, last = plain.amn(run, GROUPS, plain.signs_of(run), 8)
-    outcomes = [rounds.run_round(run, t) for t in range(1, 9)]
+    outcomes = [plain.one_round(run) for t in range(1, 9)]
     blends = last.rho * last.models + (1 - last.rho) * last.hybrids
     for i, (client, models) in enumerate(rounds.personal_models(run, 8)):
         found = {name: v.numpy() for name, v in models}
@@ -115,7 +115,7 @@ def test_a_single_seen_client_gives_numbers(tmp_path: Path) -> None:
     """One client a round and no common rounds: at first nobody has anybody else."""
     run = start(tmp_path, dataclasses.replace(OPTIONS, common_rounds=0), cohort=0.2)
     for t in range(1, 9):
-        rounds.run_round(run, t)
+        plain.one_round(run)
         held = [v for v in (*run.server.values(), *run.state.values()) if v.is_floating_point()]
         assert all(v.isfinite().all() for v in held)
         assert np.isfinite(metrics.effective_neighbours(run.method.attention(run.server))).all()
@@ -128,7 +128,7 @@ def test_one_client_in_all_trains_alone(tmp_path: Path) -> None:
     run = start(tmp_path, data={"clients": 1, "sizes": "equal"})
     for t in range(1, 9):
         before = run.state["model"][0].clone()
-        rounds.run_round(run, t)
+        plain.one_round(run)
         assert torch.equal(run.state["hybrid"][0], before)
 
 
@@ -136,12 +136,13 @@ def test_the_state_of_the_server_is_enough(tmp_path: Path) -> None:
     """Nothing hides in the method: a new one with a copy of the state goes on bit for bit."""
     run, other = start(tmp_path), start(tmp_path)
     for t in range(1, 7):
-        rounds.run_round(run, t)
+        plain.one_round(run)
     other.server.update({k: v.clone() for k, v in run.server.items()})
     other.state.update({k: v.clone() for k, v in run.state.items()})
+    other.done = run.done
     for t in (7, 8):
-        rounds.run_round(run, t)
-        rounds.run_round(other, t)
+        plain.one_round(run)
+        plain.one_round(other)
     for k in run.server:
         assert torch.equal(run.server[k], other.server[k]), k
 
@@ -157,8 +158,8 @@ def test_held_out_samples_are_never_trained_on(tmp_path: Path) -> None:
         s.x[:held] = s.x[:held] * -2 + 1
         s.y[:held] = (s.y[:held] + 1) % plain.CLASSES
     for t in range(1, 6):
-        rounds.run_round(run, t)
-        rounds.run_round(other, t)
+        plain.one_round(run)
+        plain.one_round(other)
         assert torch.equal(run.state["model"], other.state["model"])
         assert torch.equal(run.state["hybrid"], other.state["hybrid"])
         here, there = run.exchange.up[:, 1], other.exchange.up[:, 1]
@@ -171,8 +172,8 @@ def test_every_other_sample_is_trained_on(tmp_path: Path) -> None:
         run, other = start(tmp_path), start(tmp_path)
         for s in other.samples.values():
             s.x[held_out(len(s.y), OPTIONS.held_out) + k] += 1
-        rounds.run_round(run, 1)
-        rounds.run_round(other, 1)
+        plain.one_round(run)
+        plain.one_round(other)
         assert ((run.state["model"] - other.state["model"]).abs().amax(1) > 1e-4).all()
 
 
@@ -218,7 +219,7 @@ def test_clients_of_a_single_sample(tmp_path: Path) -> None:
     data = {"clients": 4, "sizes": "equal", "train_per_client": 1, "test_per_client": 2, "min_samples": 1}
     run = start(tmp_path, data=data)
     for t in range(1, 8):
-        rounds.run_round(run, t)
+        plain.one_round(run)
     assert run.state["model"].isfinite().all() and run.server["meta"].isfinite().all()
 
 

@@ -433,7 +433,7 @@ def test_a_stored_row_gives_back_the_model(trained: Local) -> None:
 
 def train(folder: Path, method: Any, count: int = 2, **keys: Any) -> tuple[rounds.Run, list[rounds.Outcome]]:
     run = plain.start(folder, method, rounds=count, **{"model": MLP_BN, "data": DATA, **keys})
-    return run, [rounds.run_round(run, t) for t in range(1, count + 1)]
+    return run, [plain.one_round(run) for t in range(1, count + 1)]
 
 
 def begin(run: rounds.Run) -> Array:
@@ -572,7 +572,7 @@ def test_statistics_are_not_extrapolated(tmp_path: Path, name: str, key: str) ->
     trained = run.method.setting.layout.trained
     run.server["model"].fill_(1.0)
     mean = torch.full((method.wire.returned, size), 0.25 if name == "pfedme" else -0.75)
-    method.aggregate(run.server, 1, np.arange(5), Arrived(torch.empty(0), mean, {}, np.zeros(5)))
+    method.aggregate(run.server, 1, np.arange(5), Arrived(np.arange(5), torch.empty(0), mean, {}, np.zeros(5)))
     assert torch.equal(run.server["model"][:trained], torch.full((trained,), -0.5))
     assert torch.equal(run.server["model"][trained:], torch.full((size - trained,), 0.25))
 
@@ -582,7 +582,7 @@ def test_fedala_merges_with_the_global_statistics_below_the_top(tmp_path: Path) 
     options = get("fedala").Options(head=1)
     run = plain.start(tmp_path, options, model=Model("mlp_bn", hidden=4), rounds=3, local=Local(epochs=1))
     for t in (1, 2, 3):
-        rounds.run_round(run, t)
+        plain.one_round(run)
     trained = run.method.setting.layout.trained
     for _, own in rounds.personal_models(run, 3):
         name, merged = next(own)

@@ -12,7 +12,7 @@ import yaml
 from running import REPOSITORY, run
 
 from amn_mpi import cli, methods
-from amn_mpi.config import Config, all_keys
+from amn_mpi.config import Config, all_keys, leaves
 from amn_mpi.errors import ConfigError
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -31,7 +31,7 @@ def test_default_yaml_says_what_a_bare_call_does() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_parses_by_name_and_by_path(path: Path) -> None:
     assert parsed("--config", path.stem) == parsed("--config", str(path))
-    for key, value in cli._flatten(yaml.safe_load(path.read_text())).items():
+    for key, value in leaves(yaml.safe_load(path.read_text())).items():
         found = parsed("--config", path.stem).as_dict()
         for part in key.split("."):
             found = found[part]

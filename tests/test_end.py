@@ -31,7 +31,7 @@ def test_divergence_on_all_ranks_is_told_once(tmp_path: Path, env: dict[str, Pat
     what = ("--local.lr", 1e20, "--data.concept", "none", "--rounds", 2, "--progress", "off")
     done = run(*what, "--out", tmp_path / "out", ranks=5, env=env)
     assert done.returncode == 1
-    assert re.match(r"amn_mpi: round 1: client \d+ diverged", one_line(done.stderr))
+    assert re.match(r"amn_mpi: round 1: every client .* diverged, client 0 first", one_line(done.stderr))
     assert not (tmp_path / "out" / "result.json").exists()
 
 
@@ -73,10 +73,10 @@ def test_a_signal_in_mid_round(tmp_path: Path, env: dict[str, Path], name: str) 
     begun = time.monotonic()
     done = end(process, 20)
     assert time.monotonic() - begun < 10
-    assert done.returncode == 128 + number
+    assert done.returncode == 75
     line = one_line(done.stderr)
-    assert f"stopped by {name}" in line and "unfinished" in line
-    assert not (out / "result.json").exists()
+    assert re.search(f"stopped by {name}; after round [0-9]+ of 100000; --resume auto goes on from", line)
+    assert not (out / "result.json").exists() and not (out / ".lock").exists()
 
 
 def interrupted(folder: Path, delay: float) -> subprocess.CompletedProcess[str]:

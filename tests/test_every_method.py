@@ -98,7 +98,7 @@ def test_what_a_turn_allocates_for_its_state(tmp_path: Path, name: str) -> None:
     this = begun(tmp_path, name)
     for t in (1, 2):  # in the second round everybody has a past
         if t == 2:
-            rounds.run_round(this, 1)
+            plain.one_round(this)
         everyone = np.arange(this.clients)
         received = this.exchange.down(t, everyone, this.server)
         client = rounds.view(this, t, 0, this.exchange.slot(0))
@@ -119,7 +119,7 @@ def test_what_a_turn_allocates_for_its_state(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_server_state_is_within_what_is_declared(tmp_path: Path, name: str) -> None:
     this = begun(tmp_path, name)
-    rounds.run_round(this, 1)
+    plain.one_round(this)
     held = sum(v.numel() * v.element_size() for v in this.server.values())
     size = this.method.setting.layout.size
     assert held <= 4 * size * this.method.server_rows(this.clients) + 4 * this.clients

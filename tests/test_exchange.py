@@ -11,7 +11,7 @@ import plain
 import pytest
 import torch
 
-from amn_mpi.exchange import Exchange
+from amn_mpi.exchange import CUT, Exchange
 from amn_mpi.methods.base import Update, Wire
 from amn_mpi.params import Part
 from amn_mpi.placement import place
@@ -76,14 +76,16 @@ def test_a_second_round_starts_at_zero() -> None:
         assert made.bring_up(cohort, [Update()]).mean.tolist() == [[value] * SIZE]
 
 
-def void(made: Exchange, client: int, update: Update = Update()) -> str:  # noqa: B008
-    """What rank 0 is told after this client's turn, with all others well."""
+def told(made: Exchange, client: int, update: Update = Update()) -> str:  # noqa: B008
+    """What rank 0 hears of this client after its turn, with all others well; "" if nothing."""
     cohort = np.arange(5)
     updates = [Update(seconds=0.5)] * 5
     updates[client] = Update(trouble=made.take(client, client, cohort, update))
     arrived = made.bring_up(cohort, updates)
     assert arrived is not None
-    return arrived.trouble
+    assert arrived.cohort.tolist() == [c for c in cohort if c not in arrived.dropped]
+    assert set(arrived.dropped) <= {client} and not (arrived.trouble or arrived.cut)
+    return arrived.dropped.get(client, "")
 
 
 @pytest.mark.parametrize("up", ["mean", "rows"])
@@ -91,19 +93,56 @@ def void(made: Exchange, client: int, update: Update = Update()) -> str:  # noqa
 def test_a_client_that_diverged_is_named(up: str, bad: float) -> None:
     made = exchange(Wire("none", up))  # type: ignore[arg-type]
     made.slot(2)[0, 4] = bad
-    assert re.match("client 2 diverged.*NaN or Inf.*local.lr", void(made, 2))
+    assert re.search("NaN or Inf.*local.lr", told(made, 2))
 
 
 def test_a_state_that_diverged_is_seen() -> None:
     made = exchange(Wire("none", "none", received=0, returned=0))
-    assert "client 1 diverged" in void(made, 1, Update(state={"model": torch.tensor([0.0, np.nan])}))
-    assert void(made, 1, Update(state={"model": torch.tensor([0.0, 1.0])})) == ""
+    assert "NaN or Inf" in told(made, 1, Update(state={"model": torch.tensor([0.0, np.nan])}))
+    assert told(made, 1, Update(state={"model": torch.tensor([0.0, 1.0])})) == ""
 
 
 def test_what_exceeds_the_fixed_point_is_refused() -> None:
     made = exchange(Wire("none", "mean"))
     made.slot(4)[0, 1] = -1e9
-    assert re.match("client 4 diverged.*parameter exceeds", void(made, 4))
+    assert re.search("parameter exceeds", told(made, 4))
+
+
+@pytest.mark.parametrize("weights", ["samples", "equal"])
+@pytest.mark.parametrize("up", ["mean", "rows"])
+def test_the_others_go_on_without_a_client_that_diverged(up: str, weights: str) -> None:
+    samples, cohort = np.array([10, 20, 30, 40, 50]), np.array([0, 2, 3])
+    vectors = np.random.default_rng(1).normal(size=(3, SIZE)).astype(np.float32)
+    vectors[1, 3] = np.nan
+    made = exchange(Wire("none", up, weights=weights, figures=("a",)), 5, samples)  # type: ignore[arg-type]
+    updates = []
+    for k, client in enumerate(cohort):
+        made.slot(k)[0] = torch.from_numpy(vectors[k])
+        code = made.take(int(client), k, cohort, Update({"a": float(k)}))
+        updates.append(Update({"a": float(k)}, seconds=0.25, trouble=code))
+    arrived = made.bring_up(cohort, updates)
+    assert arrived is not None and not arrived.trouble
+    assert arrived.cohort.tolist() == [0, 3] and list(arrived.dropped) == [2]
+    assert arrived.figures["a"].tolist() == [0, 2] and len(arrived.seconds) == 2
+    if up == "rows":
+        assert np.array_equal(arrived.rows[:, 0], vectors[[0, 2]])
+    else:
+        share = np.array([0.2, 0.8]) if weights == "samples" else np.array([0.5, 0.5])
+        np.testing.assert_allclose(arrived.mean[0], share @ vectors[[0, 2]], rtol=1e-6, atol=1e-9)
+
+
+def test_all_diverged_is_the_end() -> None:
+    made, cohort = exchange(Wire("none", "mean")), np.array([1, 4])
+    made.slot(0).fill_(np.nan)
+    updates = [Update(trouble=made.take(c, 0, cohort, Update())) for c in (1, 4)]
+    arrived = made.bring_up(cohort, updates)
+    assert arrived is not None and re.match("every client .* diverged, client 1 first", arrived.trouble)
+
+
+def test_what_a_stop_cuts_off_is_no_divergence() -> None:
+    made, cohort = exchange(Wire("none", "mean")), np.array([1, 4])
+    arrived = made.bring_up(cohort, [Update(seconds=0.1), Update(trouble=CUT)])
+    assert arrived is not None and arrived.cut and not arrived.dropped and not arrived.trouble
 
 
 @pytest.mark.parametrize("value", [1e6, 4e6, 1.9e7, 1e8])

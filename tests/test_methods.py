@@ -27,7 +27,7 @@ CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 def train(folder: Path, method: Any, count: int = 2, **keys: Any) -> tuple[rounds.Run, list]:
     run = plain.start(folder, method, rounds=count, **keys)
-    return run, [rounds.run_round(run, t) for t in range(1, count + 1)]
+    return run, [plain.one_round(run) for t in range(1, count + 1)]
 
 
 def order(run: rounds.Run, t: int, client: int, purpose: str = "shuffle") -> np.random.Generator:
@@ -124,7 +124,7 @@ def test_who_stays_out_keeps_the_last_model(tmp_path: Path, name: str) -> None:
     out = 0
     for t in range(1, 7):
         before = {k: v.clone() for k, v in run.state.items()}
-        outcome = rounds.run_round(run, t)
+        outcome = plain.one_round(run)
         for i in range(5):
             changed = not torch.equal(run.state["model"][i], before["model"][i])
             assert changed == (i in outcome.cohort)
@@ -140,7 +140,7 @@ def test_same_seed_same_run_other_seed_another(tmp_path: Path, name: str) -> Non
 
     def models(seed: int) -> np.ndarray:
         run = plain.start(tmp_path, get(name).Options(), rounds=7, seed=seed, local=trained, cohort=0.7)
-        counts = [rounds.run_round(run, t).correct for t in range(1, 8)]
+        counts = [plain.one_round(run).correct for t in range(1, 8)]
         return np.array([list(d.values()) for d in deployed(run, 7)]), counts
 
     (first, counts), (again, same), (other, _) = models(1), models(1), models(2)
@@ -156,7 +156,7 @@ def test_evaluation_changes_nothing(tmp_path: Path, name: str) -> None:
         run = plain.start(
             tmp_path, get(name).Options(), rounds=9, local=LOCALS[0], evaluate=Evaluate(every=every)
         )
-        seen = [rounds.run_round(run, t).correct is not None for t in range(1, 10)]
+        seen = [plain.one_round(run).correct is not None for t in range(1, 10)]
         assert seen == [every == 1] * 4 + [True] * 5
         found.append(np.array([list(d.values()) for d in deployed(run, 9)]))
     assert np.array_equal(*found)
@@ -164,7 +164,7 @@ def test_evaluation_changes_nothing(tmp_path: Path, name: str) -> None:
 
 def test_divergence_names_round_and_client(tmp_path: Path) -> None:
     run = plain.start(tmp_path, fedavg.Options(), rounds=9, local=Local(epochs=1, lr=1e30))
-    with pytest.raises(UserError, match=r"round \d: client \d diverged"):
+    with pytest.raises(UserError, match=r"round \d: every client of the cohort diverged, client \d first"):
         rounds.train(run, lambda outcome: None)
 
 
@@ -196,7 +196,7 @@ def test_an_author_hears_of_a_broken_promise_at_once(tmp_path: Path, what: str, 
     run = plain.start(tmp_path, local.Options(), local=LOCALS[0])
     run.method.local_update = broken(what, run)  # type: ignore[method-assign]
     with pytest.raises(TypeError, match=told):
-        rounds.run_round(run, 1)
+        plain.one_round(run)
 
 
 # ---- what is made of a run
@@ -220,7 +220,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     made = session.Recorder(fed, run, None, Progress("off", 7))
     for t, right in enumerate((0, 4, 3, None, 2, 1, 4, 0), 1):  # by the fine-tuned model
         counts = None if right is None else np.array([[right, 1]] * 4 + [[2 * right, 0]])
-        made(rounds.Outcome(t, np.arange(5), {}, 0.0, counts))
+        made(rounds.Outcome(t, np.arange(5), {}, 0.0, correct=counts))
     scores = made.scores()
     assert scores["mean_accuracy"] == 0 and scores["mean_last5"] == 100 * (3 + 2 + 1 + 4 + 0) / 4 / 5
     assert (scores["best_round"], scores["best_accuracy"]) == (2, 100)

@@ -37,7 +37,7 @@ LOCALS = [
 
 def train(folder: Path, method: Any, count: int = 2, **keys: Any) -> tuple[rounds.Run, list[rounds.Outcome]]:
     run = plain.start(folder, method, rounds=count, **{"model": MLP, **keys})
-    return run, [rounds.run_round(run, t) for t in range(1, count + 1)]
+    return run, [plain.one_round(run) for t in range(1, count + 1)]
 
 
 def draw(run: rounds.Run, t: int, client: int, purpose: str) -> np.random.Generator:
@@ -233,7 +233,7 @@ def test_who_stays_out_keeps_its_layers(tmp_path: Path) -> None:
         run = plain.start(tmp_path, options, rounds=4, cohort=0.5, local=LOCALS[0], model=MLP)
         before = np.tile(plain.initial(run)[private], (5, 1))
         for t in range(1, 5):
-            rounds.run_round(run, t)
+            plain.one_round(run)
             now = np.array([d["personal"] for d in deployed(run, t)])
             changed = (now[:, private] != before).any(1)
             assert np.flatnonzero(changed).tolist() == members(run, t)
@@ -384,7 +384,7 @@ def test_fedala(tmp_path: Path, name: str) -> None:
     run = plain.start(tmp_path, options, rounds=4, local=trained, cohort=cohort, model=MLP)
     seen: set[int] = set()
     for t, expected in enumerate(ala(run, 4), 1):
-        outcome = rounds.run_round(run, t)
+        outcome = plain.one_round(run)
         np.testing.assert_allclose(run.server["model"], expected.mean, **CLOSE)
         np.testing.assert_allclose(run.state["model"], expected.own, **CLOSE)
         np.testing.assert_allclose(run.state["weights"], expected.weights, **CLOSE)
@@ -432,7 +432,7 @@ def test_fedala_keeps_its_weights(tmp_path: Path) -> None:
     turns = np.zeros(5)
     for t in range(1, 6):
         before = run.state["weights"].clone()
-        rounds.run_round(run, t)
+        plain.one_round(run)
         moved = (run.state["weights"] != before).any(1).numpy()
         # the first turn has nothing to merge; with tiny steps W never returns to 1 as a whole
         assert moved.tolist() == [i in members(run, t) and turns[i] > 0 for i in range(5)]
@@ -476,6 +476,6 @@ def test_a_head_larger_than_it_can_be(tmp_path: Path, method: str, model: Any, m
 def test_fedala_can_merge_a_whole_linear_model(tmp_path: Path) -> None:
     run = plain.start(tmp_path, get("fedala").Options(head=1), model=Model("linear"), rounds=2)
     for t in (1, 2):
-        rounds.run_round(run, t)
+        plain.one_round(run)
     assert run.method.top.size == run.method.setting.layout.size
     assert ((run.state["weights"] >= 0) & (run.state["weights"] <= 1)).all()

@@ -308,7 +308,7 @@ def test_attentive_message_passing(tmp_path: Path, case: int, cohort: float) -> 
     capped = free = 0
     row_of = amp_row if o.name == "fedamp" else heur_row
     for t, after in enumerate(attentive(run, 3, row_of), 1):
-        outcome = rounds.run_round(run, t)
+        outcome = plain.one_round(run)
         xi = after.rest["weights"]
         np.testing.assert_allclose(run.server["models"], after.models, **CLOSE)
         np.testing.assert_allclose(run.state["model"], after.models, **CLOSE)
@@ -332,7 +332,7 @@ def test_weights_are_shares_of_those_who_have_trained(tmp_path: Path, options: A
     assert np.array_equal(weights(run), np.eye(5))
     assert not attention(run).any()
     for t in range(1, 5):
-        never -= set(rounds.run_round(run, t).cohort.tolist())
+        never -= set(plain.one_round(run).cohort.tolist())
         xi = weights(run)
         np.testing.assert_allclose(xi.sum(1), 1, rtol=1e-12)
         assert (xi >= -1e-12).all() and xi[np.ix_(sorted(set(range(5)) - never), sorted(never))].sum() == 0
@@ -346,7 +346,7 @@ def test_weights_are_shares_of_those_who_have_trained(tmp_path: Path, options: A
 def test_message_of_who_hears_nobody_is_its_own_model(tmp_path: Path) -> None:
     """Round 1, and later whoever trains for the first time: u_i is the initial model."""
     run = plain.start(tmp_path, fedamp.Options(alpha=4.0, sigma=3.0), local=EPOCHS, cohort=0.4)
-    cohort = rounds.run_round(run, 1).cohort
+    cohort = plain.one_round(run).cohort
     out = torch.full((5, 1, 18), torch.nan)
     run.method.personalise(run.server, 2, np.arange(5), out)
     for i in range(5):
@@ -358,7 +358,7 @@ def test_fedamp_without_attraction_is_local(tmp_path: Path) -> None:
     found = []
     for options in (fedamp.Options(lam=0.0, start="own"), local.Options()):
         run = plain.start(tmp_path, options, rounds=3, local=STEPS, cohort=0.6)
-        counts = [correct(rounds.run_round(run, t)) for t in (1, 2, 3)]
+        counts = [correct(plain.one_round(run)) for t in (1, 2, 3)]
         found.append((run.state["model"], counts))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
 
@@ -367,7 +367,7 @@ def test_fedamp_without_attraction_is_local(tmp_path: Path) -> None:
 def test_who_is_nearer_is_heard_more(tmp_path: Path, name: str) -> None:
     options = get(name).Options(alpha=0.2, sigma=2.0)
     run = plain.start(tmp_path, options, local=EPOCHS)
-    rounds.run_round(run, 1)
+    plain.one_round(run)
     w, xi = run.state["model"].double().numpy(), weights(run)
     for i in range(5):
         others = [j for j in range(5) if j != i]
@@ -384,7 +384,7 @@ def test_capped_row_keeps_the_ratios(tmp_path: Path) -> None:
     found = []
     for alpha in (0.01, 1e4):
         run = plain.start(tmp_path, fedamp.Options(lam=0.0, alpha=alpha, sigma=5.0), local=EPOCHS)
-        rounds.run_round(run, 1)
+        plain.one_round(run)
         found.append(weights(run))
     small, large = found
     assert abs(large.diagonal()).max() < 1e-12 and (small.diagonal() > 0.98).all()
@@ -395,7 +395,7 @@ def test_capped_row_keeps_the_ratios(tmp_path: Path) -> None:
 def test_self_weight_is_what_a_client_keeps(tmp_path: Path) -> None:
     for self_weight in (0.0, 0.35):
         run = plain.start(tmp_path, heur_fedamp.Options(self_weight=self_weight), local=EPOCHS, cohort=0.6)
-        cohort = rounds.run_round(run, 1).cohort
+        cohort = plain.one_round(run).cohort
         own = weights(run).diagonal()
         np.testing.assert_allclose(own, [self_weight if i in cohort else 1 for i in range(5)], atol=1e-12)
 
@@ -403,7 +403,7 @@ def test_self_weight_is_what_a_client_keeps(tmp_path: Path) -> None:
 def test_who_alone_has_trained_keeps_everything(tmp_path: Path) -> None:
     """Nobody to listen to: xi_ii is 1 and not the self weight."""
     run = plain.start(tmp_path, heur_fedamp.Options(self_weight=0.3), local=EPOCHS, cohort=0.2)
-    assert len(rounds.run_round(run, 1).cohort) == 1
+    assert len(plain.one_round(run).cohort) == 1
     assert np.array_equal(weights(run), np.eye(5))
 
 
@@ -427,7 +427,7 @@ def test_fedfomo(tmp_path: Path, case: int) -> None:
     run = plain.start(tmp_path, o, rounds=5, local=trained, model=model, cohort=cohort)
     assert unequal(run)
     for t, after in enumerate(fomo(run, 5), 1):
-        outcome = rounds.run_round(run, t)
+        outcome = plain.one_round(run)
         np.testing.assert_array_equal(run.server["sent"], after.rest["sent"])
         np.testing.assert_allclose(run.state["start"], after.rest["start"], **CLOSE)
         np.testing.assert_allclose(run.state["model"], after.models, **CLOSE)
@@ -448,7 +448,7 @@ def test_fedfomo_begins_with_local_training(tmp_path: Path) -> None:
     """Round 1: from the initial model, on what is not held out; nobody is liked yet."""
     o = fedfomo.Options(models=2, validation=0.3)
     run = plain.start(tmp_path, o, local=EPOCHS)
-    rounds.run_round(run, 1)
+    plain.one_round(run)
     x, y = plain.numbers(run)
     for i in range(5):
         held = round(0.3 * len(y[i]))
@@ -472,7 +472,7 @@ def test_fedfomo_never_trains_on_what_is_held_out(tmp_path: Path) -> None:
                 s.y[:held] = (s.y[:held] + 1) % plain.CLASSES
         models = []
         for t in (1, 2):
-            rounds.run_round(run, t)
+            plain.one_round(run)
             models.append(run.state["model"].clone())
         found.append(models)
     same, other, more = found
@@ -500,12 +500,12 @@ def useless() -> torch.Tensor:
 
 def test_fedfomo_keeps_its_start_where_all_are_worse(tmp_path: Path) -> None:
     run = plain.start(tmp_path, fedfomo.Options(models=4, validation=0.4), local=EPOCHS)
-    rounds.run_round(run, 1)
+    plain.one_round(run)
     good, bad = (torch.from_numpy(w).float() for w in good_and_bad(run))
     run.state["start"][:] = good
     run.state["model"][:] = bad
     run.server["models"][:] = useless()
-    rounds.run_round(run, 2)
+    plain.one_round(run)
     assert torch.equal(run.state["start"], good)
     affinity = run.server["affinity"].numpy()
     assert (affinity[~np.eye(5, dtype=bool)] < 0).all()  # worse models count in P
@@ -515,39 +515,39 @@ def test_fedfomo_keeps_its_start_where_all_are_worse(tmp_path: Path) -> None:
 def test_fedfomo_weights_sum_to_one(tmp_path: Path) -> None:
     """All candidates the same and better: the client goes there, and no further."""
     run = plain.start(tmp_path, fedfomo.Options(models=3, validation=0.4), local=EPOCHS)
-    rounds.run_round(run, 1)
+    plain.one_round(run)
     good, bad = good_and_bad(run)
     target = torch.from_numpy(good).float().mean(0)
     run.state["start"][:] = torch.from_numpy(bad).float()
     run.state["model"][:] = target
     run.server["models"][:] = target
-    rounds.run_round(run, 2)
+    plain.one_round(run)
     np.testing.assert_allclose(run.state["start"], target.repeat(5, 1), **CLOSE)
 
 
 def test_fedfomo_compares_with_the_start_of_the_last_training(tmp_path: Path) -> None:
     """The own trained model is a candidate: when the others are worse, it is where a client goes on."""
     run = plain.start(tmp_path, fedfomo.Options(models=4, validation=0.4), local=EPOCHS)
-    rounds.run_round(run, 1)
+    plain.one_round(run)
     good, bad = (torch.from_numpy(w).float() for w in good_and_bad(run))
     run.state["model"][:] = good
     run.state["start"][:] = bad / 2
     run.server["models"][:] = useless()
-    rounds.run_round(run, 2)
+    plain.one_round(run)
     np.testing.assert_allclose(run.state["start"], good, **CLOSE)
 
 
 def test_fedfomo_counts_its_own_model_once(tmp_path: Path) -> None:
     """A slot that stays empty, as too few others have trained, is no candidate."""
     run = plain.start(tmp_path, fedfomo.Options(models=4, validation=0.4), local=EPOCHS)
-    rounds.run_round(run, 1)
+    plain.one_round(run)
     good, bad = (torch.from_numpy(w).float() for w in good_and_bad(run))
     x, y = plain.numbers(run)
     better, other = 0.5 * good, good.flip(0) * 0.2
     run.state["start"][:], run.state["model"][:], run.server["models"][:] = bad, better, better
     run.server["models"][1] = other[1]
     run.server["seen"][:] = torch.tensor([False, True, False, False, False])
-    rounds.run_round(run, 2)
+    plain.one_round(run)
     for i in (0, 2, 3, 4):
         held = validation(run.config.method, len(y[i]))
         candidates = [better[i].double().numpy(), other[1].double().numpy()]
@@ -588,7 +588,7 @@ def test_pfedhn(tmp_path: Path, case: int, cohort: float) -> None:
     run = plain.start(tmp_path, o, rounds=3, local=trained, model=model, cohort=cohort)
     assert unequal(run)
     for t, after in enumerate(hyper(run, 3), 1):
-        outcome = rounds.run_round(run, t)
+        outcome = plain.one_round(run)
         np.testing.assert_allclose(run.server["network"], after.rest["network"], **CLOSE)
         np.testing.assert_allclose(run.server["momentum"], after.rest["momentum"], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(deployed(run, t), after.models, **CLOSE)  # also who stayed out
@@ -618,7 +618,7 @@ def test_pfedhn_step_goes_towards_the_trained_model(tmp_path: Path) -> None:
     run = plain.start(tmp_path, small, local=EPOCHS, cohort=0.2)
     before, first = deployed(run, 0), run.server["network"].double().numpy()
     after = next(hyper(run, 1))
-    (i,) = map(int, rounds.run_round(run, 1).cohort)
+    (i,) = map(int, plain.one_round(run).cohort)
     goal, moved = after.rest["trained"][i], deployed(run, 1)
     was, now = ((w[i] - goal) ** 2 for w in (before, moved))
     assert now.sum() < was.sum()
@@ -641,7 +641,7 @@ def test_pfedhn_evaluates_the_newest_models_of_all(tmp_path: Path) -> None:
     run = plain.start(tmp_path, shaped(server_lr=0.1), rounds=3, local=EPOCHS, cohort=0.2)
     for t in (1, 2, 3):
         out = torch.zeros(5, 1, 18)
-        outcome = rounds.run_round(run, t)
+        outcome = plain.one_round(run)
         run.method.personalise(run.server, t + 1, np.arange(5), out)
         assert len(outcome.cohort) == 1
         np.testing.assert_array_equal(deployed(run, t), out[:, 0].double())
@@ -654,9 +654,9 @@ def test_pfedhn_learns_with_many_clients(tmp_path: Path) -> None:
     run = plain.start(
         tmp_path, pfedhn.Options(), rounds=30, local=EPOCHS, data={"clients": 16, "min_samples": 4}
     )
-    first = rounds.run_round(run, 1).correct.sum()
+    first = plain.one_round(run).correct.sum()
     for t in range(2, 31):
-        last = rounds.run_round(run, t).correct.sum()
+        last = plain.one_round(run).correct.sum()
     tested = sum(len(s.y_test) for s in run.samples.values())
     assert last > first and last > 0.7 * tested  # chance is a third
 
@@ -683,7 +683,7 @@ def test_ifca(tmp_path: Path, groups: int, trained: Local, model: Model, cohort:
     assert len(np.unique(start.numpy(), axis=0)) == groups
     np.testing.assert_array_equal(start[0].double(), plain.initial(run))
     for t, after in enumerate(clustered(run, 3), 1):
-        outcome = rounds.run_round(run, t)
+        outcome = plain.one_round(run)
         assert outcome.figures["group_sizes"] == after.rest["sizes"]
         np.testing.assert_allclose(run.server["models"], after.rest["models"], **CLOSE)
         np.testing.assert_allclose(deployed(run, t), after.models, **CLOSE)
@@ -700,7 +700,7 @@ def test_ifca_group_that_nobody_chose_stays(tmp_path: Path) -> None:
     w = torch.from_numpy(plain.initial(run)).float()
     far = 40 * torch.randn(18, generator=torch.Generator().manual_seed(2))
     run.server["models"][:] = torch.stack([far, w, -far])
-    outcome = rounds.run_round(run, 1)
+    outcome = plain.one_round(run)
     assert outcome.figures["group_sizes"] == [0, 5, 0]
     assert torch.equal(run.server["models"][0], far) and torch.equal(run.server["models"][2], -far)
     assert not torch.equal(run.server["models"][1], w)
@@ -713,7 +713,7 @@ def test_ifca_with_one_group_is_the_plain_mean(tmp_path: Path, cohort: float) ->
     x, y = plain.numbers(run)
     w = plain.initial(run)
     for t in (1, 2):
-        rounds.run_round(run, t)
+        plain.one_round(run)
         chosen = [int(i) for i in plain.members(run.config, t, 5)]
         w = np.mean([plain.sgd(plain.linear, w, x[i], y[i], STEPS, order(run, t, i)) for i in chosen], 0)
     np.testing.assert_allclose(run.server["models"][0], w, **CLOSE)
@@ -721,7 +721,7 @@ def test_ifca_with_one_group_is_the_plain_mean(tmp_path: Path, cohort: float) ->
     for options in (ifca.Options(groups=1), fedavg.Options()):
         run = plain.start(tmp_path, options, rounds=2, local=STEPS, cohort=cohort, data={"sizes": "equal"})
         for t in (1, 2):
-            rounds.run_round(run, t)
+            plain.one_round(run)
         found.append(deployed(run, 2))
     assert np.array_equal(found[0], found[1])
 
@@ -736,7 +736,7 @@ def test_ifca_finds_hidden_groups(tmp_path: Path) -> None:
     accuracies = []
     for options in (ifca.Options(groups=2), fedavg.Options()):
         run = plain.start(tmp_path, options, **keys)
-        outcomes = [rounds.run_round(run, t) for t in range(1, 9)]
+        outcomes = [plain.one_round(run) for t in range(1, 9)]
         tests = np.array([len(run.samples[i].y_test) for i in range(10)])
         accuracies.append((np.array(correct(outcomes[-1])) / tests).mean())
         if options.name == "fedavg":
@@ -760,10 +760,9 @@ def test_ifca_mean_is_over_the_group(tmp_path: Path) -> None:
     sent = np.random.default_rng(0).normal(size=(4, 18))
     group = np.array([2, 0, 2, 2])
     mean = np.stack([(sent * (group == j)[:, None]).sum(0) / 4 for j in range(3)])
-    arrived = Arrived(
-        torch.empty(0), torch.from_numpy(mean).float(), {"group": group.astype(float)}, np.zeros(4)
-    )
-    figures = run.method.aggregate(run.server, 1, np.array([0, 1, 2, 4]), arrived)
+    cohort, figures = np.array([0, 1, 2, 4]), {"group": group.astype(float)}
+    arrived = Arrived(cohort, torch.empty(0), torch.from_numpy(mean).float(), figures, np.zeros(4))
+    figures = run.method.aggregate(run.server, 1, cohort, arrived)
     assert figures == {"group_sizes": [1, 0, 3]}
     np.testing.assert_allclose(run.server["models"][0], sent[1], rtol=1e-5)
     np.testing.assert_allclose(run.server["models"][2], sent[[0, 2, 3]].mean(0), rtol=1e-5, atol=1e-6)

@@ -48,7 +48,7 @@ def settings(second: Local) -> Any:
 
 def train(folder: Path, options: Any, count: int, **keys: Any) -> tuple[rounds.Run, list[rounds.Outcome]]:
     run = plain.start(folder, options, rounds=count, **keys)
-    return run, [rounds.run_round(run, t) for t in range(1, count + 1)]
+    return run, [plain.one_round(run) for t in range(1, count + 1)]
 
 
 class Problem:
@@ -207,7 +207,7 @@ def test_scaffolds_controls_average_to_the_servers(tmp_path: Path) -> None:
     """Over all clients and unweighted: also over those that sat out, some of them always so far."""
     run = plain.start(tmp_path, scaffold.Options(global_lr=1.3), rounds=4, local=EPOCHS, cohort=0.3)
     for t in range(1, 5):
-        assert len(rounds.run_round(run, t).cohort) == 2
+        assert len(plain.one_round(run).cohort) == 2
         assert run.server["control"].abs().max() > 0.01
         np.testing.assert_allclose(run.state["control"].mean(0), run.server["control"], **TIGHT)
 
@@ -228,7 +228,7 @@ def test_scaffolds_control_is_the_mean_gradient_on_the_way(tmp_path: Path) -> No
     p = Problem(run)
     for t in (1, 2, 3):
         x = run.server["model"].double().numpy()
-        rounds.run_round(run, t)
+        plain.one_round(run)
         np.testing.assert_allclose(run.state["control"], [p.slope(i)(x) for i in range(5)], **CLOSE)
 
 
@@ -368,7 +368,7 @@ def test_pfedme_solves_its_inner_problem(tmp_path: Path) -> None:
     p = Problem(run)
     for t in (1, 2):
         w = run.server["model"].double().numpy()
-        rounds.run_round(run, t)
+        plain.one_round(run)
         thetas = run.state["personal"].double().numpy()
         slopes = np.array([p.slope(i)(theta) for i, theta in enumerate(thetas)])
         assert abs(slopes).max() > 0.1
@@ -476,7 +476,7 @@ def test_apfl_nothing_personal_is_fedavg(tmp_path: Path) -> None:
     run, _ = train(tmp_path, apfl.Options(alpha=0.0, adaptive=False), 2, **keys)
     average, _ = train(tmp_path, fedavg.Options(), 1, **keys)
     received = average.server["model"].clone()
-    cohort = rounds.run_round(average, 2).cohort
+    cohort = plain.one_round(average).cohort
     np.testing.assert_allclose(run.server["model"], average.server["model"], **TIGHT)
     for i in map(int, cohort):
         at, order = average.samples[i], rng.generator(average.config.seed, "shuffle", 2, i)
@@ -498,7 +498,7 @@ def test_who_sits_out_keeps_its_state(tmp_path: Path, name: str) -> None:
     out, own = 0, run.method.headline
     for t in range(1, 6):
         before, shown = {k: v.clone() for k, v in run.state.items()}, deployed(run, t - 1)
-        cohort = rounds.run_round(run, t).cohort
+        cohort = plain.one_round(run).cohort
         now, idle = deployed(run, t), [i for i in range(5) if i not in cohort]
         assert all(torch.equal(run.state[k][idle], before[k][idle]) for k in before)
         assert not any(torch.equal(run.state[KEPT[name]][i], before[KEPT[name]][i]) for i in cohort)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from running import command, environment, result, run
 
-PHASES = {"start", "prepare", "train", "exchange", "server", "evaluate", "wait"}
+PHASES = {"start", "prepare", "train", "exchange", "server", "evaluate", "checkpoint", "wait"}
 ROUNDS, CLIENTS, RANKS = 6, 6, 3
 MODELS = ("local", "hybrid", "blend")
 GIVEN = {"labels": "groups", "label_groups": 3, "sizes": "lognormal", "sigma": 0.5}

@@ -123,21 +123,29 @@ class Pull(NamedTuple):
 
 @dataclass
 class Arrived:
-    """What the cohort returned, on rank 0, in cohort order; what was not asked for is empty.
+    """What came back, on rank 0, in cohort order; what was not asked for is empty.
+
+    Clients whose training left the numbers are not among it: the method sees a smaller cohort.
 
     Attributes:
-        rows: (clients of the cohort, returned, S) for ``up = "rows"``.
+        cohort: the clients that it is from.
+        rows: (clients, returned, S) for ``up = "rows"``.
         mean: (returned, S) for ``up = "mean"``.
-        figures: name -> (clients of the cohort,) float64.
-        seconds: (clients of the cohort,) wall time of each turn.
-        trouble: a sentence where a client's turn went wrong, else empty.
+        figures: name -> (clients,) float64.
+        seconds: (clients,) wall time of each turn.
+        dropped: client -> what was wrong with what it returned.
+        trouble: a sentence where the run cannot go on, else empty.
+        cut: a stop has cut turns off: the round does not count.
     """
 
+    cohort: np.ndarray
     rows: torch.Tensor
     mean: torch.Tensor
     figures: Mapping[str, np.ndarray]
     seconds: np.ndarray
+    dropped: Mapping[int, str] = field(default_factory=dict)
     trouble: str = ""
+    cut: bool = False
 
 
 class Method:

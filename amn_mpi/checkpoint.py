@@ -1,0 +1,307 @@
+"""One checkpoint: an HDF5 file that appears whole or not at all, and that tells whether it is intact.
+
+Its first kilobytes, which HDF5 leaves to us, hold one line of JSON: format, round, and for every
+large data set its place and CRC-32; another CRC-32 is over everything else. So a damaged file is
+found out by plain reads, before HDF5 sees it. The rest is an ordinary HDF5 file:
+
+    /about     JSON: config, parameter layout, numbers, versions, ...
+    /history   JSON: the figures of every round until then
+    /server/*  the method's state on rank 0
+    /client/*  its state for each client, (N, ...)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amn_mpi import hdf5
+from amn_mpi.errors import UserError
+
+if TYPE_CHECKING:
+    import h5py
+
+KIND, FORMAT = "amn_mpi checkpoint", 1
+SMALL = 4096  # bytes; data sets from this size on have a checksum of their own
+PIECE = 2**23
+Shape = tuple[tuple[int, ...], np.dtype]
+
+
+class Damaged(Exception):
+    """A file that is not what was written; the message says where."""
+
+
+# ---- writing
+
+
+class Writer:
+    """Writes one checkpoint beside its final name; ``with`` it, or nothing stays.
+
+    ``put`` takes the clients' state, data set after data set in the order of ``client``, each in
+    pieces of any size. Leaving the ``with`` without an error makes the file appear. ``tick`` is
+    called now and then.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        round: int,
+        about: Mapping[str, Any],
+        history: Mapping[str, Any],
+        server: Mapping[str, np.ndarray],
+        client: Mapping[str, Shape],
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tick = tick
+        self.path = folder / file_name(round)
+        self._temporary = folder / f".{self.path.name}.tmp"
+        self._server = {f"server/{k}": np.asarray(v, order="C") for k, v in server.items()}
+        shapes: dict[str, Shape] = {k: (v.shape, v.dtype) for k, v in self._server.items()}
+        shapes |= {f"client/{name}": shape for name, shape in client.items()}
+        texts = {"about": _json(about), "history": _json(history)}
+        block = 512
+        while block < 256 + sum(len(name) + 64 for name in shapes):
+            block *= 2
+        self._image = hdf5.lay_out(lambda file, image: self._fill(file, image, texts, shapes), block)
+        self._block, self._round = block, round
+        self._sums = dict.fromkeys(self._image.places, 0)
+        self._written = dict.fromkeys(self._image.places, 0)
+        self._waiting = [f"client/{name}" for name in client]
+
+    def _fill(
+        self, file: h5py.File, image: hdf5.Image, texts: dict[str, bytes], shapes: dict[str, Shape]
+    ) -> None:
+        file.attrs["kind"], file.attrs["format"] = KIND, FORMAT
+        for name, text in texts.items():
+            file[name] = np.bytes_(text)
+        for name, (shape, dtype) in shapes.items():
+            if dtype.itemsize * int(np.prod(shape, dtype=np.int64)) >= SMALL or name.startswith("client/"):
+                image.reserve(file, name, shape, dtype)
+            else:
+                file[name] = self._server[name]
+
+    def __enter__(self) -> Writer:
+        self._temporary.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115
+        try:
+            for name in self._image.places:
+                if name in self._server:
+                    self._append(name, self._server[name])
+        except BaseException:
+            self.__exit__(OSError, None, None)
+            raise
+        return self
+
+    def put(self, piece: np.ndarray) -> None:
+        """The next bytes of the clients' state; a piece does not reach into the next data set."""
+        while self._written[self._waiting[0]] == self._image.places[self._waiting[0]].nbytes:
+            self._waiting.pop(0)
+        self._append(self._waiting[0], piece)
+
+    def _append(self, name: str, array: np.ndarray) -> None:
+        data = memoryview(array.reshape(-1).view(np.uint8).data)
+        for start in range(0, len(data), PIECE):
+            piece = data[start : start + PIECE]
+            self._sums[name] = zlib.crc32(piece, self._sums[name])
+            self._write(self._image.places[name].offset + self._written[name], piece)
+            self._written[name] += len(piece)
+            self._tick()
+
+    def _write(self, offset: int, data: bytes | memoryview) -> None:
+        while len(data):
+            done = os.pwrite(self._file.fileno(), data, offset)
+            data, offset = data[done:], offset + done
+
+    def _head(self) -> bytes:
+        """What is not reserved goes to the file; then the line that vouches for all of it."""
+        rest = 0
+        for offset, piece in self._image.pieces(self._block):
+            self._write(offset, piece)
+            rest = zlib.crc32(piece, rest)
+        data = [[k, *place, self._sums[k]] for k, place in self._image.places.items()]
+        line = _json({"kind": KIND, "format": FORMAT, "round": self._round, "size": self._image.size,
+                      "block": self._block, "data": data, "rest": rest})  # fmt: skip
+        return b"%s\n%08x\n" % (line, zlib.crc32(line))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                short = [k for k, place in self._image.places.items() if self._written[k] != place.nbytes]
+                if short:
+                    raise RuntimeError(f"checkpoint without all of {short}")
+                self._write(0, self._head().ljust(self._block, b" "))
+                os.ftruncate(self._file.fileno(), self._image.size)
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(self._temporary, self.path)
+                _sync(self.path.parent)
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _json(thing: Any) -> bytes:
+    """JSON gives every float back to the last bit."""
+    return json.dumps(thing).encode()
+
+
+# ---- reading
+
+
+@dataclass(frozen=True)
+class Index:
+    """The first line of a checkpoint."""
+
+    format: int
+    round: int
+    size: int
+    block: int
+    data: dict[str, tuple[hdf5.Place, int]]
+    rest: int
+
+
+def index(path: Path) -> Index:
+    """Read the first line.
+
+    Raises:
+        Damaged: the file is not a whole checkpoint. UserError: it cannot be read, or its format
+            is that of another version.
+    """
+    try:
+        with open(path, "rb") as file:
+            line, checksum = file.readline(2**24), file.readline(16)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not line:
+        raise Damaged("the file is empty")
+    if checksum != b"%08x\n" % zlib.crc32(line[:-1]):
+        raise Damaged("its first line is not that of a checkpoint")
+    head = json.loads(line)
+    if head.get("kind") != KIND or head["format"] != FORMAT:
+        raise UserError(
+            f"{path}: is in format {head.get('format')} of {head.get('kind')}; this version of amn_mpi "
+            f"reads format {FORMAT}"
+        )
+    if size != head["size"]:
+        raise Damaged(f"{size:,} bytes of {head['size']:,} are there")
+    data = {name: (hdf5.Place(offset, nbytes), crc) for name, offset, nbytes, crc in head["data"]}
+    return Index(head["format"], head["round"], size, head["block"], data, head["rest"])
+
+
+def verify(path: Path) -> Index:
+    """Read a whole file and compare all checksums.
+
+    Raises:
+        Damaged, UserError: as ``index``, and ``Damaged`` where a checksum differs.
+    """
+    found = index(path)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for name, (place, checksum) in found.data.items():
+                if _sum(file.fileno(), place, 0) != checksum:
+                    raise Damaged(f"{name} has another checksum")
+            rest, start = 0, found.block
+            ends = hdf5.Place(found.size, 0)
+            for place in [*sorted(place for place, _ in found.data.values()), ends]:
+                rest = _sum(file.fileno(), hdf5.Place(start, place.offset - start), rest)
+                start = place.stop
+            if rest != found.rest:
+                raise Damaged("its figures or HDF5's own structures have another checksum")
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}") from None
+    return found
+
+
+def _sum(handle: int, place: hdf5.Place, checksum: int) -> int:
+    for start in range(place.offset, place.stop, PIECE):
+        checksum = zlib.crc32(os.pread(handle, min(PIECE, place.stop - start), start), checksum)
+    return checksum
+
+
+class Reader:
+    """A verified checkpoint; ``with`` it. Rows are read one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Reader:
+        import h5py
+
+        self._file = h5py.File(self.path, "r")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def text(self, name: str) -> dict[str, Any]:
+        """``about`` or ``history``."""
+        return json.loads(bytes(self._file[name][()]))
+
+    def shapes(self, kind: str) -> dict[str, Shape]:
+        """Shape and type of all that is in ``server`` or ``client``, by name."""
+        group = self._file.get(kind, {})
+        return {name: (data.shape, data.dtype) for name, data in group.items()}
+
+    def server(self) -> dict[str, np.ndarray]:
+        return {name: np.asarray(data[()]) for name, data in self._file.get("server", {}).items()}
+
+    def row(self, name: str, client: int) -> np.ndarray:
+        return np.asarray(self._file[f"client/{name}"][client])
+
+
+# ---- a folder of them
+
+
+def file_name(round: int) -> str:
+    return f"round-{round:06d}.h5"
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, the newest first."""
+    found = [path for path in folder.glob("round-*.h5") if path.stem[6:].isdigit()]
+    return sorted(found, key=lambda path: -int(path.stem[6:]))
+
+
+def good(folder: Path) -> Iterator[tuple[Path, str]]:
+    """(path, "") of intact checkpoints from the newest on, and (path, reason) of damaged ones.
+
+    Raises:
+        UserError: one is of another version.
+    """
+    for path in listed(folder):
+        try:
+            verify(path)
+        except Damaged as reason:
+            yield path, str(reason)
+        else:
+            yield path, ""
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the ``keep`` newest, and what a killed run has left half-written."""
+    for path in listed(folder)[keep:]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".round-*.tmp"):
+        path.unlink(missing_ok=True)
