@@ -17,14 +17,17 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from amn_mpi import signals
-from amn_mpi.errors import Interrupted
+from amn_mpi.errors import ConfigError, Interrupted
 from amn_mpi.launcher import check_family, check_launcher
 from amn_mpi.liveness import Liveness
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 SHORTEST, LONGEST, SHARE = 50e-6, 20e-3, 0.05
 SPREAD, SUM, FLOW = 1, 2, 3
@@ -42,6 +45,7 @@ class Communicator:
         sent: bytes by collective that this rank sent, on rank 0 to all the others together.
         wait_seconds, wait_cpu: wall and CPU seconds spent inside waits.
         stopping: number of the signal for which all ranks are to stop; 0 while they are not.
+        lost: "rank r on host" of those that this one has survived.
     """
 
     def __init__(self) -> None:
@@ -57,26 +61,30 @@ class Communicator:
             if not MPI.Is_initialized():
                 MPI.Init_thread(MPI.THREAD_FUNNELED)
         self._mpi = MPI
-        self._everybody = MPI.COMM_WORLD
-        self._world: MPI.Comm = self._everybody
-        self.rank: int = self._world.rank
-        self.size: int = self._world.size
         self.host = socket.gethostname()
-        check_launcher(self.size, self.library)
-        node = self._world.Split_type(MPI.COMM_TYPE_SHARED)
-        self.ranks_on_host: int = node.size
-        self.rank_on_host: int = node.rank
-        self.server_on_host: bool = node.allreduce(self.rank == 0, MPI.LOR)
-        node.Free()
-        self._alive = Liveness(MPI, self._everybody)
         self.cores = len(os.sched_getaffinity(0))
-        # Of the whole job: all ranks have to wait, and so to send, in the same way.
-        self._crowded = self._world.allreduce(self.ranks_on_host > self.cores, MPI.LOR)
-        self.configure("auto", 1800.0)
+        check_launcher(MPI.COMM_WORLD.size, self.library)
         self.sent: dict[str, int] = defaultdict(int)
         self.wait_seconds = self.wait_cpu = 0.0
-        self._last_tick = 0.0
+        self.lost: list[str] = []
         self.stopping, self._asked = 0, False
+        self._settle(MPI.COMM_WORLD)
+
+    def _settle(self, everybody: MPI.Comm) -> None:
+        """Find out who and where the ranks are: at the start, and when some have been lost."""
+        self._everybody = self._world = everybody
+        self.rank: int = everybody.rank
+        self.size: int = everybody.size
+        node = everybody.Split_type(self._mpi.COMM_TYPE_SHARED)
+        self.ranks_on_host: int = node.size
+        self.rank_on_host: int = node.rank
+        self.server_on_host: bool = node.allreduce(self.rank == 0, self._mpi.LOR)
+        node.Free()
+        self._alive = Liveness(self._mpi, everybody)
+        # Of the whole job: all ranks have to wait, and so to send, in the same way.
+        self._crowded = everybody.allreduce(self.ranks_on_host > self.cores, self._mpi.LOR)
+        self.configure("auto", 1800.0)
+        self._last_tick = 0.0
         self._flow: Iterator[np.ndarray] = iter(())
         self._flowing: Any = None
 
@@ -309,24 +317,63 @@ class Communicator:
         self._world.Abort(status)
         os._exit(status)
 
+    def meet(self, status: int = 0) -> int:
+        """Wait until all ranks are done; returns the highest status that any of them gives.
+
+        Idle ranks wait here for the whole run: they do not ask whether the others hang.
+        """
+        highest = np.array([status])
+        if self._everybody.size > 1:
+            request = self._everybody.Iallreduce(self._mpi.IN_PLACE, highest, op=self._mpi.MAX)
+            self._wait(request, "end", asks=self._world is self._everybody)
+        return int(highest[0])
+
     def close(self, status: int = 0) -> NoReturn:
-        """End this rank together with the others, all with the highest status that any of them gives.
+        """End this rank, after ``meet``.
 
         Without Python's teardown: it takes ten seconds over 33 ranks and can change nothing.
         """
-        highest = np.array([status])
-        with signals.patience():
-            if self._everybody.size > 1:
-                # Idle ranks wait here for the whole run: they do not ask whether the others hang.
-                request = self._everybody.Iallreduce(self._mpi.IN_PLACE, highest, op=self._mpi.MAX)
-                self._wait(request, "end", asks=self._world is self._everybody)
+        if not self.lost:  # with a rank missing it hangs now and then (Open MPI 5.0)
             self._mpi.Finalize()
         sys.stdout.flush()
         sys.stderr.flush()
-        # The C library's exit: MPICH takes leave of its launcher in an atexit handler, and a rank
-        # that skips it (os._exit) is taken for a crashed one.
-        ctypes.CDLL(None).exit(int(highest[0]))
-        os._exit(int(highest[0]))
+        if not self.lost:
+            # The C library's exit: MPICH takes leave of its launcher in an atexit handler, and a
+            # rank that skips it (os._exit) is taken for a crashed one.
+            ctypes.CDLL(None).exit(status)
+        os._exit(status)
+
+    # ---- the loss of a rank
+
+    def check_survival(self) -> None:
+        """Raises ConfigError where this MPI ends all ranks when it loses one."""
+        if not self.library.startswith("Open MPI") or os.environ.get("OMPI_MCA_mpi_ft_enable") != "1":
+            raise ConfigError(
+                f"faults.survive = true: this MPI ends all ranks when it loses one ({self.library.split(',')[0]}); valid "
+                "is false, with --resume auto at the next start, or Open MPI 5 with mpirun --with-ft ulfm"
+            )
+        self._hosts = self._everybody.allgather(self.host)
+
+    def is_loss(self, error: BaseException) -> bool:
+        """Whether an error says that a rank is lost, here or noticed by another one first."""
+        mpi = self._mpi
+        kinds = (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
+        return isinstance(error, mpi.Exception) and error.Get_error_class() in kinds
+
+    def recover(self) -> None:
+        """Go on with the ranks that are left; rank 0 is then the first of them.
+
+        Every rank that is left comes here: what it waits for is revoked by those that came before.
+        """
+        everybody, hosts = self._everybody, self._hosts
+        self._alive.revoke()
+        for comm in {id(c): c for c in (self._world, everybody)}.values():
+            comm.Revoke()
+        left = everybody.Shrink()
+        old = self._mpi.Group.Translate_ranks(left.group, list(range(left.size)), everybody.group)
+        self.lost += [f"rank {r} on {host}" for r, host in enumerate(hosts) if r not in old]
+        self._hosts = [hosts[r] for r in old]
+        self._settle(left)
 
     # ---- inside
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from amn_mpi.scores import Score
 
 LISTS = ("scenarios", "methods", "seeds")
+NOT_FOR_MATRICES = (
+    *("--seed", "--progress", "--method.name", "--config", "--baselines"),
+    *("--resume", "--faults.survive"),
+)
 HELP = (__doc__ or "").strip()
 
 
@@ -75,7 +79,7 @@ def parse(argv: Sequence[str]) -> Request:
             value = rest.pop(0)
         if option[2:] in (*LISTS, "out", "reference"):
             given[option[2:]] = value
-        elif option in ("--seed", "--progress", "--method.name", "--config", "--baselines"):
+        elif option in NOT_FOR_MATRICES:
             raise ConfigError(
                 f"{option}: is not for comparisons; valid are --scenarios, --methods, --seeds, --out, "
                 "--reference, --dry_run and the keys of a run"

@@ -108,6 +108,15 @@ class Checkpoint:
     accept: str = key("", "keys that may differ from the checkpoint's: local.lr,cohort")
 
 
+@dataclass(frozen=True)
+class Faults:
+    """What happens when a rank is lost."""
+
+    survive: bool = key(
+        False, "go on without it, from the newest checkpoint; needs Open MPI's mpirun --with-ft ulfm"
+    )
+
+
 SECTIONS: dict[str, type] = {
     "data": Data,
     "model": Model,
@@ -115,6 +124,7 @@ SECTIONS: dict[str, type] = {
     "evaluate": Evaluate,
     "comm": Comm,
     "checkpoint": Checkpoint,
+    "faults": Faults,
 }
 
 
@@ -140,6 +150,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     comm: Comm = field(default_factory=Comm)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    faults: Faults = field(default_factory=Faults)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""

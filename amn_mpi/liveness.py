@@ -80,6 +80,10 @@ class Liveness:
                 self._send(rank, SPOKEN)
         return True
 
+    def revoke(self) -> None:
+        """A rank is lost: whoever is about to answer hears of it."""
+        self._comm.Revoke()
+
     def _send(self, rank: int, tag: int, number: int = 0) -> None:
         self._comm.Isend(self._tokens[number : number + 1], dest=rank, tag=tag).Free()
 

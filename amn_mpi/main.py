@@ -12,6 +12,7 @@ if __name__ == "__main__":
     # Until main() takes over: Python's own handler would raise amid imports and the start of MPI.
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
+import dataclasses
 import os
 import sys
 import time
@@ -38,24 +39,30 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] | None = None) -> NoReturn:
     """Run on this rank and end the process; never returns. ``do`` is the work, by default a run."""
     comm = Communicator()
-    try:
-        signals.install()
-        (do or work)(comm, argv)
-    except BaseException as error:
-        # A second signal would interrupt the account of the first.
-        signals.ignore()
-        if isinstance(error, Interrupted) or signals.raised:
-            error = Stopped(comm.stopping or signals.raised)
-        _end(comm, error)
-    comm.close()
+    work = Work()
+    while True:
+        try:
+            signals.install()
+            (do or work)(comm, argv)
+            with signals.patience():
+                status = comm.meet()
+            break
+        except BaseException as error:
+            if not (work.survives and comm.is_loss(error)):
+                _end(comm, error)
+        comm.recover()
+    comm.close(status)
 
 
 def _end(comm: Communicator, error: BaseException) -> NoReturn:
     """Say what happened, once, and end all ranks."""
+    signals.ignore()  # a second one would interrupt the account of the first
+    if isinstance(error, Interrupted) or signals.raised:
+        error = Stopped(comm.stopping or signals.raised)
     if isinstance(error, Stopped) and error.agreed:
         if comm.is_server:
             print(f"amn_mpi: {error}", file=sys.stderr, flush=True)
-        comm.close(error.status)
+        comm.close(comm.meet(error.status))
     if isinstance(error, UserError):
         comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, (Diverged, Stopped)))
     comm.fail(_account(error, comm))
@@ -70,31 +77,68 @@ def _account(error: BaseException, comm: Communicator) -> str:
     return f"amn_mpi: error {where}:\n{traceback.format_exc()}"
 
 
-def work(comm: Communicator, argv: Sequence[str]) -> None:
-    """Configuration, data, runs, result."""
-    clock = Clock(comm, STARTED)
-    config, dry = _configure(argv) if comm.is_server else (None, False)
-    folder = _open_folder(config) if config is not None and not dry else None
-    with folder or nullcontext():
-        config, dry = comm.share((None if _finished(folder, config) else config, dry))
-        if config is None:
-            return
-        comm.configure(config.comm.wait, config.comm.timeout)
-        if not _needed(comm, config):
-            return
-        if dry:
-            if comm.is_server:
-                _dry_run(config, comm)
-            return
-        fed = None
-        if comm.is_server:
-            with clock("prepare"):
-                fed = prepare(config)
-        with signals.held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
-            from amn_mpi import job
-        if fed is not None:
-            _check(config, fed, comm)
-        job.run_all(config, comm, comm.share(fed), folder, clock)
+class Work:
+    """The configured run: data, training, result. Called again by the ranks that are left when one is lost.
+
+    Attributes:
+        config: known to every rank as soon as there is something that could go on.
+    """
+
+    def __init__(self) -> None:
+        self.config: Config | None = None
+
+    @property
+    def survives(self) -> bool:
+        return self.config is not None and self.config.faults.survive
+
+    def __call__(self, comm: Communicator, argv: Sequence[str]) -> None:
+        clock = Clock(comm, STARTED)
+        config, dry = self._asked_for(comm, argv)
+        folder = _open_folder(config) if comm.is_server and config is not None and not dry else None
+        with folder or nullcontext():
+            if comm.lost and folder is not None:
+                _tell_loss(comm, folder)
+            config, dry, out = comm.share(
+                (None if _finished(folder, config) else config, dry, str(folder and folder.path))
+            )
+            if config is None:
+                return
+            comm.configure(config.comm.wait, config.comm.timeout)
+            if dry:
+                if comm.is_server:
+                    _dry_run(config, comm)
+                return
+            if config.faults.survive:
+                comm.check_survival()
+                self.config = dataclasses.replace(config, out=out, resume="auto")
+            if _needed(comm, config):
+                _carry_out(config, comm, folder, clock)
+
+    def _asked_for(self, comm: Communicator, argv: Sequence[str]) -> tuple[Config | None, bool]:
+        if comm.lost:
+            return self.config, False
+        return _configure(argv) if comm.is_server else (None, False)
+
+
+def _carry_out(config: Config, comm: Communicator, folder: RunFolder | None, clock: Clock) -> None:
+    fed = None
+    if comm.is_server:
+        with clock("prepare"):
+            fed = prepare(config)
+    with signals.held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
+        from amn_mpi import job
+    if fed is not None:
+        _check(config, fed, comm)
+    job.run_all(config, comm, comm.share(fed), folder, clock)
+
+
+def _tell_loss(comm: Communicator, folder: RunFolder) -> None:
+    where = f"from {folder.saved}" if folder.saved else "from the beginning: there is no checkpoint yet"
+    print(
+        f"amn_mpi: warning: {', '.join(comm.lost)} lost; the other {comm.size} ranks go on {where}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
@@ -147,8 +191,6 @@ def prepare(config: Config) -> Federation:
 
 def _check(config: Config, fed: Federation, comm: Communicator) -> None:
     """What cannot be is refused, and a warning given where the run will not fit into this machine."""
-    import dataclasses
-
     from amn_mpi import budget, methods
 
     budget.check(config, fed)

@@ -31,7 +31,18 @@ from amn_mpi.errors import ConfigError
 KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "grid", "trials", "reference")
 # What may differ between a finished cell and the file: how and where it runs.
 OWN = ("seed", "out", "baselines")
-FREE = ("out", "progress", "threads", "device", "comm", "data.root", "data.cache", "checkpoint", "resume")
+FREE = (
+    "out",
+    "progress",
+    "threads",
+    "device",
+    "comm",
+    "data.root",
+    "data.cache",
+    "checkpoint",
+    "resume",
+    "faults",
+)
 
 
 @dataclass(frozen=True)

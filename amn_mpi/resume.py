@@ -20,6 +20,7 @@ FREE = (
     "device",
     "comm",
     "checkpoint",
+    "faults",
     "data.root",
     "data.cache",
 )

@@ -126,7 +126,7 @@ def test_a_single_seen_client_gives_numbers(tmp_path: Path) -> None:
 
 def test_one_client_in_all_trains_alone(tmp_path: Path) -> None:
     run = start(tmp_path, data={"clients": 1, "sizes": "equal"})
-    for t in range(1, 9):
+    for _t in range(1, 9):
         before = run.state["model"][0].clone()
         plain.one_round(run)
         assert torch.equal(run.state["hybrid"][0], before)
@@ -135,12 +135,12 @@ def test_one_client_in_all_trains_alone(tmp_path: Path) -> None:
 def test_the_state_of_the_server_is_enough(tmp_path: Path) -> None:
     """Nothing hides in the method: a new one with a copy of the state goes on bit for bit."""
     run, other = start(tmp_path), start(tmp_path)
-    for t in range(1, 7):
+    for _t in range(1, 7):
         plain.one_round(run)
     other.server.update({k: v.clone() for k, v in run.server.items()})
     other.state.update({k: v.clone() for k, v in run.state.items()})
     other.done = run.done
-    for t in (7, 8):
+    for _t in (7, 8):
         plain.one_round(run)
         plain.one_round(other)
     for k in run.server:
@@ -157,7 +157,7 @@ def test_held_out_samples_are_never_trained_on(tmp_path: Path) -> None:
         held = held_out(len(s.y), OPTIONS.held_out)
         s.x[:held] = s.x[:held] * -2 + 1
         s.y[:held] = (s.y[:held] + 1) % plain.CLASSES
-    for t in range(1, 6):
+    for _t in range(1, 6):
         plain.one_round(run)
         plain.one_round(other)
         assert torch.equal(run.state["model"], other.state["model"])
@@ -218,7 +218,7 @@ def test_bounds_of_the_held_out_part() -> None:
 def test_clients_of_a_single_sample(tmp_path: Path) -> None:
     data = {"clients": 4, "sizes": "equal", "train_per_client": 1, "test_per_client": 2, "min_samples": 1}
     run = start(tmp_path, data=data)
-    for t in range(1, 8):
+    for _t in range(1, 8):
         plain.one_round(run)
     assert run.state["model"].isfinite().all() and run.server["meta"].isfinite().all()
 

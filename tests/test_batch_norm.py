@@ -572,7 +572,9 @@ def test_statistics_are_not_extrapolated(tmp_path: Path, name: str, key: str) ->
     trained = run.method.setting.layout.trained
     run.server["model"].fill_(1.0)
     mean = torch.full((method.wire.returned, size), 0.25 if name == "pfedme" else -0.75)
-    method.aggregate(run.server, 1, np.arange(5), Arrived(np.arange(5), torch.empty(0), mean, {}, np.zeros(5)))
+    method.aggregate(
+        run.server, 1, np.arange(5), Arrived(np.arange(5), torch.empty(0), mean, {}, np.zeros(5))
+    )
     assert torch.equal(run.server["model"][:trained], torch.full((trained,), -0.5))
     assert torch.equal(run.server["model"][trained:], torch.full((size - trained,), 0.25))
 
@@ -581,7 +583,7 @@ def test_fedala_merges_with_the_global_statistics_below_the_top(tmp_path: Path) 
     """The passes that train W run batches through the model; their statistics are not kept."""
     options = get("fedala").Options(head=1)
     run = plain.start(tmp_path, options, model=Model("mlp_bn", hidden=4), rounds=3, local=Local(epochs=1))
-    for t in (1, 2, 3):
+    for _t in (1, 2, 3):
         plain.one_round(run)
     trained = run.method.setting.layout.trained
     for _, own in rounds.personal_models(run, 3):

@@ -122,7 +122,7 @@ def test_local(tmp_path: Path, trained: Local, cohort: float) -> None:
 def test_who_stays_out_keeps_the_last_model(tmp_path: Path, name: str) -> None:
     run = plain.start(tmp_path, get(name).Options(), rounds=6, cohort=0.5, local=LOCALS[0])
     out = 0
-    for t in range(1, 7):
+    for _t in range(1, 7):
         before = {k: v.clone() for k, v in run.state.items()}
         outcome = plain.one_round(run)
         for i in range(5):

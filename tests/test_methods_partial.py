@@ -475,7 +475,7 @@ def test_a_head_larger_than_it_can_be(tmp_path: Path, method: str, model: Any, m
 
 def test_fedala_can_merge_a_whole_linear_model(tmp_path: Path) -> None:
     run = plain.start(tmp_path, get("fedala").Options(head=1), model=Model("linear"), rounds=2)
-    for t in (1, 2):
+    for _t in (1, 2):
         plain.one_round(run)
     assert run.method.top.size == run.method.setting.layout.size
     assert ((run.state["weights"] >= 0) & (run.state["weights"] <= 1)).all()

@@ -471,7 +471,7 @@ def test_fedfomo_never_trains_on_what_is_held_out(tmp_path: Path) -> None:
                 s.x[:held] = -s.x[:held]
                 s.y[:held] = (s.y[:held] + 1) % plain.CLASSES
         models = []
-        for t in (1, 2):
+        for _t in (1, 2):
             plain.one_round(run)
             models.append(run.state["model"].clone())
         found.append(models)
@@ -655,7 +655,7 @@ def test_pfedhn_learns_with_many_clients(tmp_path: Path) -> None:
         tmp_path, pfedhn.Options(), rounds=30, local=EPOCHS, data={"clients": 16, "min_samples": 4}
     )
     first = plain.one_round(run).correct.sum()
-    for t in range(2, 31):
+    for _t in range(2, 31):
         last = plain.one_round(run).correct.sum()
     tested = sum(len(s.y_test) for s in run.samples.values())
     assert last > first and last > 0.7 * tested  # chance is a third

@@ -206,7 +206,7 @@ def test_scaffold(tmp_path: Path, network: Model, trained: Local, cohort: float)
 def test_scaffolds_controls_average_to_the_servers(tmp_path: Path) -> None:
     """Over all clients and unweighted: also over those that sat out, some of them always so far."""
     run = plain.start(tmp_path, scaffold.Options(global_lr=1.3), rounds=4, local=EPOCHS, cohort=0.3)
-    for t in range(1, 5):
+    for _t in range(1, 5):
         assert len(plain.one_round(run).cohort) == 2
         assert run.server["control"].abs().max() > 0.01
         np.testing.assert_allclose(run.state["control"].mean(0), run.server["control"], **TIGHT)
@@ -226,7 +226,7 @@ def test_scaffolds_control_is_the_mean_gradient_on_the_way(tmp_path: Path) -> No
     """With one step on all samples options I and II are the same: the gradient at the server's model."""
     run = plain.start(tmp_path, scaffold.Options(), rounds=3, local=ONE_BATCH)
     p = Problem(run)
-    for t in (1, 2, 3):
+    for _t in (1, 2, 3):
         x = run.server["model"].double().numpy()
         plain.one_round(run)
         np.testing.assert_allclose(run.state["control"], [p.slope(i)(x) for i in range(5)], **CLOSE)
@@ -366,7 +366,7 @@ def test_pfedme_solves_its_inner_problem(tmp_path: Path) -> None:
         tmp_path, pfedme.Options(lam=2.0, inner_steps=80, inner_lr=0.2), rounds=2, local=ONE_BATCH
     )
     p = Problem(run)
-    for t in (1, 2):
+    for _t in (1, 2):
         w = run.server["model"].double().numpy()
         plain.one_round(run)
         thetas = run.state["personal"].double().numpy()
