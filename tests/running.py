@@ -118,7 +118,7 @@ def wait_for(path: Path, lines: int, process: subprocess.Popen[str], timeout: fl
 
 def ranks_of(process: subprocess.Popen[str], count: int) -> list[int]:
     """Process ids of the ranks under a launcher, by rank."""
-    found = {_variable(pid, "PMI_RANK"): pid for pid in _below(process.pid)}
+    found = {variable(pid, "PMI_RANK"): pid for pid in below(process.pid)}
     found.pop("", None)
     assert sorted(found) == list(map(str, range(count))), f"found ranks {sorted(found)}"
     return [found[str(rank)] for rank in range(count)]
@@ -141,20 +141,21 @@ def options(**given: object) -> Sequence[str]:
 
 def _kill(process: subprocess.Popen[str]) -> None:
     """The launcher and all below it: hydra gives its proxies sessions of their own."""
-    for pid in [*_below(process.pid), process.pid]:
+    for pid in [*below(process.pid), process.pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def _below(pid: int) -> list[int]:
+def below(pid: int) -> list[int]:
+    """Process ids of all that a process has started, directly or not."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []
-    return [p for child in map(int, children) for p in (*_below(child), child)]
+    return [p for child in map(int, children) for p in (*below(child), child)]
 
 
-def _variable(pid: int, name: str) -> str:
+def variable(pid: int, name: str) -> str:
     """A variable of another process's environment, "" where there is none."""
     try:
         pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

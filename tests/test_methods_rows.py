@@ -720,7 +720,7 @@ def test_ifca_with_one_group_is_the_plain_mean(tmp_path: Path, cohort: float) ->
     found = []
     for options in (ifca.Options(groups=1), fedavg.Options()):
         run = plain.start(tmp_path, options, rounds=2, local=STEPS, cohort=cohort, data={"sizes": "equal"})
-        for t in (1, 2):
+        for _ in (1, 2):
             plain.one_round(run)
         found.append(deployed(run, 2))
     assert np.array_equal(found[0], found[1])
