@@ -23,6 +23,7 @@ import numpy as np
 
 from amn_mpi import signals
 from amn_mpi.errors import ConfigError, Interrupted
+from amn_mpi.flow import PIECE, Flow
 from amn_mpi.launcher import check_family, check_launcher
 from amn_mpi.liveness import Liveness
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 SHORTEST, LONGEST, SHARE = 50e-6, 20e-3, 0.05
 SPREAD, SUM, FLOW = 1, 2, 3
+ULFM = "OMPI_MCA_mpi_ft_enable"  # what mpirun --with-ft ulfm sets
 SMALL = 4096  # bytes of a small object that travel in one message with its length
-PIECE = 2**22  # bytes of a message of what flows beside the training
 
 
 class Communicator:
@@ -85,8 +86,7 @@ class Communicator:
         self._crowded = everybody.allreduce(self.ranks_on_host > self.cores, self._mpi.LOR)
         self.configure("auto", 1800.0)
         self._last_tick = 0.0
-        self._flow: Iterator[np.ndarray] = iter(())
-        self._flowing: Any = None
+        self._flow = Flow(lambda piece: self._world.Isend(piece, dest=0, tag=FLOW))
 
     def configure(self, wait: str, timeout: float) -> None:
         """Set how to wait (``auto``, ``sleep``, ``spin``) and when a silent rank counts as hung."""
@@ -237,16 +237,12 @@ class Communicator:
 
         Rank 0 takes them with ``take_flow``; until it has them all they must not change.
         """
-        flat = [array.reshape(-1).view(np.uint8) for array in arrays]
-        pieces = [each[k : k + PIECE] for each in flat for k in range(0, each.size, PIECE)]
-        self._count("checkpoint", sum(each.size for each in flat))
-        self._flow = iter(pieces)
-        self._flow_on()
+        self._count("checkpoint", self._flow.begin(arrays))
 
     def take_flow(self, owner: int, nbytes: int) -> Iterator[np.ndarray]:
-        """On rank 0: the next ``nbytes`` bytes that an owner lets flow, a piece at a time.
+        """On rank 0: an array of ``nbytes`` bytes that an owner lets flow, a piece at a time.
 
-        The pieces end where the owner's array ends. Each is overwritten by the next.
+        Each piece is overwritten by the next.
         """
         box = np.empty(min(nbytes, PIECE), np.uint8)
         for start in range(0, nbytes, PIECE):
@@ -254,21 +250,11 @@ class Communicator:
             self._wait(self._world.Irecv(piece, source=owner + 1, tag=FLOW), "checkpoint")
             yield piece
 
-    def _flow_on(self) -> None:
-        """The next piece, once the last has gone: this rank holds none that is not its own array."""
-        while self._flowing is None or self._flowing.Test():
-            piece = next(self._flow, None)
-            if piece is None:
-                self._flowing = None
-                return
-            self._flowing = self._world.Isend(piece, dest=0, tag=FLOW)
-
     # ---- liveness and the end
 
     def tick(self) -> None:
         """Say "still at work"; called between steps of anything long, costs nothing mostly."""
-        if self._flowing is not None:
-            self._flow_on()
+        self._flow.go_on()
         now = time.monotonic()
         if now - self._last_tick > 0.5 or (signals.asked and not self._asked):
             self._last_tick = now
@@ -347,10 +333,12 @@ class Communicator:
 
     def check_survival(self) -> None:
         """Raises ConfigError where this MPI ends all ranks when it loses one."""
-        if not self.library.startswith("Open MPI") or os.environ.get("OMPI_MCA_mpi_ft_enable") != "1":
+        started = os.environ.get(ULFM) == "1"
+        if not (started and self.library.startswith("Open MPI")):
             raise ConfigError(
-                f"faults.survive = true: this MPI ends all ranks when it loses one ({self.library.split(',')[0]}); valid "
-                "is false, with --resume auto at the next start, or Open MPI 5 with mpirun --with-ft ulfm"
+                f"faults.survive = true: {self.library.split(',')[0]} as it was started ends all ranks when "
+                "it loses one; valid is false, with --resume auto at the next start, or true under Open "
+                "MPI 5 with mpirun --with-ft ulfm"
             )
         self._hosts = self._everybody.allgather(self.host)
 
@@ -415,8 +403,7 @@ class Communicator:
         self._alive.forget()
         while not request.Test():
             now = time.monotonic()
-            if self._flowing is not None:
-                self._flow_on()
+            self._flow.go_on()
             if not self.spins:
                 time.sleep(min(LONGEST, max(SHORTEST, SHARE * (now - start))))
             if now - looked > 0.2:

@@ -34,9 +34,8 @@ def main() -> None:
     written = [s for t, s in seconds.items() if t % 2]  # round t carries what is saved after t - 1
     bare = [s for t, s in seconds.items() if not t % 2]
     ratio = statistics.median(written) / statistics.median(bare)
-    print(
-        f"{asked.clients} clients, {asked.ranks} ranks, {len(seconds)} rounds, {size / 1e6:.0f} MB a checkpoint"
-    )
+    what = f"{asked.clients} clients, {asked.ranks} ranks, {len(seconds)} rounds"
+    print(f"{what}, checkpoints of {size / 1e6:.0f} MB")
     print(f"  a round with one {statistics.median(written):.3f} s, without {statistics.median(bare):.3f} s")
     print(f"  ratio {ratio:.3f}; rank 0 spent {phases['checkpoint'] / (asked.rounds // 2 + 1):.2f} s on each")
     if asked.ranks == 1:
@@ -48,11 +47,9 @@ def train(asked: argparse.Namespace, out: Path) -> None:
     words += ["--data.train_per_client", asked.samples, "--data.test_per_client", 10, "--local.epochs", 1]
     words += ["--rounds", asked.rounds, "--evaluate.every", asked.rounds, "--progress", "off"]
     words += ["--checkpoint.every", 2, "--checkpoint.minutes", 0, "--out", out, "--data.cache", out.parent]
-    launcher = (
-        [str(Path(sys.executable).parent / "mpirun"), "-n", str(asked.ranks)] if asked.ranks > 1 else []
-    )
-    command = [*launcher, sys.executable, "-m", "amn_mpi.main", *map(str, words)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    launcher = [Path(sys.executable).parent / "mpirun", "-n", asked.ranks] if asked.ranks > 1 else []
+    command = [*launcher, sys.executable, "-m", "amn_mpi.main", *words]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
