@@ -45,8 +45,6 @@ def run_one(
         Diverged: on every rank.
     """
     comm = ready.comm
-    if folder is not None:
-        folder.start(config)
     before = (time.process_time(), comm.wait_cpu, dict(comm.sent))
     keeps, saved = (None, None) if folder is None else (folder.checkpoints, folder.saved)
     run, recorder = session.train(ready, config, clock, folder, keeps, saved)

@@ -99,7 +99,7 @@ class Work:
             if comm.lost and folder is not None:
                 _tell_loss(comm, folder)
             config, dry, out = comm.share(
-                (None if _finished(folder, config) else config, dry, str(folder and folder.path))
+                (None if _finished(folder) else config, dry, str(folder and folder.path))
             )
             if config is None:
                 return
@@ -175,11 +175,12 @@ def _open_folder(config: Config) -> RunFolder:
     return RunFolder(default_folder(config), config, made=True)
 
 
-def _finished(folder: RunFolder | None, config: Config | None) -> bool:
-    told = "" if folder is None or config is None else folder.finished(config)
-    if told:
-        print(told, flush=True)
-    return bool(told)
+def _finished(folder: RunFolder | None) -> bool:
+    if folder is None or not folder.finished:
+        return False
+    print(folder.finished, flush=True)
+    folder.leave()
+    return True
 
 
 def prepare(config: Config) -> Federation:

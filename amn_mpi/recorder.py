@@ -33,6 +33,7 @@ class Recorder:
         self.starts.append({"after_round": self.run.done, "ranks": self.run.comm.size})
         self.progress.begin(self.run.done)
         if self.folder is not None:
+            self.folder.start(self.run.config)
             self.folder.begin([self._line(row, s) for row, s in zip(self.rounds, self.seconds)])
 
     def history(self) -> dict[str, Any]:

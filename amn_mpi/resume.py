@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
-from amn_mpi import checkpoint
+from amn_mpi import checkpoint, methods
 from amn_mpi.config import Config, differences
 from amn_mpi.errors import ConfigError, UserError
 
@@ -40,17 +42,24 @@ def find(config: Config, folder: Path) -> Path | None:
         return None
     found = newest(folder) if config.resume == "auto" else asked_for(config.resume, folder)
     if found is not None:
-        agree(config, found)
+        with checkpoint.Reader(found) as reader:
+            about = reader.text("about")
+        agree(config, found, about["config"], about["round"])
     return found
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest intact checkpoint of a folder; says which newer ones are damaged."""
+    """The newest intact checkpoint of a folder; says which newer ones are damaged.
+
+    They are set aside: by its number one of them would count as the newest for ever.
+    """
     damaged: list[tuple[Path, str]] = []
     for path, reason in checkpoint.good(folder):
         if not reason:
             for other, why in damaged:
                 warn(f"{other} is damaged ({why}); {path.name} is used")
+                with contextlib.suppress(OSError):
+                    other.rename(other.with_name(f"damaged-{other.name}"))
             return path
         damaged.append((path, reason))
     if damaged:
@@ -77,19 +86,17 @@ def asked_for(name: str, folder: Path) -> Path:
     return path
 
 
-def agree(config: Config, path: Path) -> None:
-    """Refuse to go on with another configuration than the checkpoint's."""
-    with checkpoint.Reader(path) as reader:
-        about = reader.text("about")
-    accepted = [name.strip() for name in config.checkpoint.accept.split(",") if name.strip()]
-    for name, (then, now) in differences(config, about["config"], (*FREE, *accepted)).items():
+def agree(config: Config, path: Path, saved: dict[str, Any], round: int) -> None:
+    """Refuse to go on with another configuration than the one that was saved after ``round``."""
+    accepted = methods.listed(config.checkpoint.accept)
+    for name, (then, now) in differences(config, saved, (*FREE, *accepted)).items():
         raise ConfigError(
             f"{name} = {now}: {path} was made with {then}; give --{name} {then}, or "
             f"--checkpoint.accept {','.join([*accepted, name])} to go on with {now}"
         )
-    if about["round"] > config.rounds:
+    if round > config.rounds:
         raise ConfigError(
-            f"rounds = {config.rounds}: {path} is after round {about['round']} already; valid is no less"
+            f"rounds = {config.rounds}: {path} is after round {round} already; valid is no less"
         )
 
 

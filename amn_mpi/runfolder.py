@@ -81,6 +81,7 @@ class RunFolder:
     Attributes:
         checkpoints: where they are; each baseline has a folder of its own in it.
         saved: the checkpoint that the run goes on from, None if it starts afresh.
+        finished: a sentence where the run is finished already, else empty.
 
     Raises:
         UserError: the folder cannot be written, is in use, or holds a run that is not to be resumed.
@@ -90,6 +91,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.saved: Path | None = None
+        self.finished = ""
         self._made, self._started = made or not self.path.exists(), False
         self._lines: list[str] = []
         self._good = 0
@@ -101,7 +103,7 @@ class RunFolder:
         try:
             self._look(config)
         except BaseException:
-            self._leave()
+            self.leave()
             raise
 
     def _look(self, config: Config) -> None:
@@ -113,6 +115,9 @@ class RunFolder:
                 f"out = {self.path}: holds a run already ({', '.join(there)}); "
                 "--resume auto goes on with it, or choose another folder"
             )
+        self.finished = self._finished(config)
+        if self.finished:
+            return
         self.saved = resume.find(config, self.checkpoints)
         if self.saved is None and (self.path / "result.json").exists():
             raise UserError(
@@ -123,7 +128,7 @@ class RunFolder:
     def _holds(self, checkpoint: str) -> bool:
         return Path(checkpoint).resolve().parent == self.checkpoints.resolve()
 
-    def finished(self, config: Config) -> str:
+    def _finished(self, config: Config) -> str:
         """What to say where nothing is left to do; "" where something is."""
         path = self.path / "result.json"
         if config.resume != "auto" or not path.exists():
@@ -133,14 +138,11 @@ class RunFolder:
             left = set(listed(config.baselines)) - set(done["baselines"])
             if done["rounds"] != config.rounds or left:
                 return ""
-            self._give_back()
-            return (
-                f"{self.path}: finished already: {done['rounds']} rounds, mean accuracy "
-                f"{done['mean_accuracy']:.2f} %, models_sha256 {done['models_sha256']}; "
-                "a larger --rounds extends it"
-            )
+            told = f"mean accuracy {done['mean_accuracy']:.2f} %, models_sha256 {done['models_sha256']}"
+            resume.agree(config, path, done["config"], done["rounds"])
         except (ValueError, KeyError, TypeError):
             return ""  # not a result of ours; it is set aside
+        return f"{self.path}: finished already: {done['rounds']} rounds, {told}; a larger --rounds extends it"
 
     def start(self, config: Config) -> None:
         """Write the resolved configuration; an earlier result is set aside."""
@@ -176,10 +178,10 @@ class RunFolder:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
-            self._leave()
+            self.leave()
 
-    def _leave(self) -> None:
-        """A run that could not start leaves nothing behind: the next try may use this folder."""
+    def leave(self) -> None:
+        """Give it back. A run that could not start leaves nothing behind: the next may use this folder."""
         self._give_back()
         if self._made and not self._started:
             with contextlib.suppress(OSError):  # somebody has put something there
