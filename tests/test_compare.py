@@ -166,11 +166,11 @@ def test_a_cell_is_what_a_run_of_its_own_gives(done: Done, tmp_path: Path) -> No
 def test_a_diverged_cell_is_recorded_and_the_others_finish(done: Done) -> None:
     for ranks, out in done.out.items():
         found = result(out / "skew/wild/seed1")
-        has(found["diverged"], "round 1: client ", "diverged")
+        has(found["diverged"], "round 1: every client of the cohort diverged")
         assert "mean_last5" not in found
         wild = [row for row in scores(out) if row["label"] == "wild"]
         assert len(wild) == 4 and {row["mean_last5"] for row in wild} == {"nan"}
-        has(done.said[ranks].stdout, "12 runs, 12 to do", "[2/12] iid/wild/seed0: round 1: client")
+        has(done.said[ranks].stdout, "12 runs, 12 to do", "[2/12] iid/wild/seed0: round 1: every client")
         table = (out / "tables.md").read_text()
         assert "| wild | diverged | diverged | diverged | 3.0 |" in table
         assert "| wild | - | - | - |" in table
