@@ -77,7 +77,7 @@ class Writer:
         self._block, self._round = block, round
         self._sums = dict.fromkeys(self._image.places, 0)
         self._written = dict.fromkeys(self._image.places, 0)
-        self._waiting = [f"client/{name}" for name in client]
+        self._waiting = [name for name in self._image.places if name.startswith("client/")]
 
     def _fill(
         self, file: h5py.File, image: hdf5.Image, texts: dict[str, bytes], shapes: dict[str, Shape]
@@ -105,6 +105,8 @@ class Writer:
 
     def put(self, piece: np.ndarray) -> None:
         """The next bytes of the clients' state; a piece does not reach into the next data set."""
+        if not piece.size:
+            return
         while self._written[self._waiting[0]] == self._image.places[self._waiting[0]].nbytes:
             self._waiting.pop(0)
         self._append(self._waiting[0], piece)
@@ -198,16 +200,30 @@ def index(path: Path) -> Index:
         raise Damaged("the file is empty")
     if checksum != b"%08x\n" % zlib.crc32(line[:-1]):
         raise Damaged("its first line is not that of a checkpoint")
-    head = json.loads(line)
+    try:
+        found = _parse(path, json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Damaged("its first line is not that of a checkpoint") from None
+    if size != found.size:
+        raise Damaged(f"{size:,} bytes of {found.size:,} are there")
+    return found
+
+
+def _parse(path: Path, head: Any) -> Index:
+    """What the first line says; ValueError and its like where it says nonsense."""
     if head.get("kind") != KIND or head["format"] != FORMAT:
         raise UserError(
             f"{path}: is in format {head.get('format')} of {head.get('kind')}; this version of amn_mpi "
             f"reads format {FORMAT}"
         )
-    if size != head["size"]:
-        raise Damaged(f"{size:,} bytes of {head['size']:,} are there")
     data = {name: (hdf5.Place(offset, nbytes), crc) for name, offset, nbytes, crc in head["data"]}
-    return Index(head["format"], head["round"], size, head["block"], data, head["rest"])
+    found = Index(head["format"], head["round"], head["size"], head["block"], data, head["rest"])
+    numbers = [found.round, found.block, found.rest, found.size]
+    numbers += [number for place, checksum in data.values() for number in (*place, checksum)]
+    inside = all(found.block <= place.offset <= place.stop <= found.size for place, _ in data.values())
+    if not inside or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError
+    return found
 
 
 def verify(path: Path) -> Index:

@@ -39,14 +39,15 @@ class Image(io.RawIOBase):
         self._at = self.size = 0
 
     def reserve(self, file: h5py.File, name: str, shape: Sequence[int], dtype: Any) -> None:
-        """Add a contiguous data set whose values are written later, at its place."""
+        """Add a contiguous data set whose values are written later, at its place (an empty one has none)."""
         import h5py
 
         early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         made = file.create_dataset(name, tuple(shape), dtype, dcpl=early)
-        self.places[name] = Place(made.id.get_offset(), made.id.get_storage_size())
+        if made.size:
+            self.places[name] = Place(made.id.get_offset(), made.id.get_storage_size())
 
     def pieces(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of everything from ``start`` on that is not reserved."""
