@@ -12,6 +12,7 @@ found out by plain reads, before HDF5 sees it. The rest is an ordinary HDF5 file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -294,10 +295,15 @@ def file_name(round: int) -> str:
     return f"round-{round:06d}.h5"
 
 
+def round_of(path: Path) -> int:
+    """What ``file_name`` says; -1 where it is the name of something else."""
+    number = path.stem[len("round-") :]
+    return int(number) if number.isdecimal() else -1
+
+
 def listed(folder: Path) -> list[Path]:
     """Checkpoints in a folder, the newest first."""
-    found = [path for path in folder.glob("round-*.h5") if path.stem[6:].isdigit()]
-    return sorted(found, key=lambda path: -int(path.stem[6:]))
+    return sorted((p for p in folder.glob("round-*.h5") if round_of(p) >= 0), key=round_of, reverse=True)
 
 
 def good(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -316,8 +322,13 @@ def good(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest, and what a killed run has left half-written."""
+    """Delete all but the ``keep`` newest."""
     for path in listed(folder)[keep:]:
         path.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Delete what a killed run has left half-written."""
     for path in folder.glob(".round-*.tmp"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that is read-only now; the first write will tell
+            path.unlink()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amn_mpi.checkpoint import Reader, Shape, Writer, listed, prune
+from amn_mpi.checkpoint import Reader, Shape, Writer, listed, prune, tidy
 from amn_mpi.errors import UserError
 from amn_mpi.resume import warn
 
@@ -148,6 +148,8 @@ class Keeper:
         if not self._comm.is_server:
             self._take(run, self._comm.share(None), None)
             return None
+        if self._folder is not None:
+            tidy(self._folder)
         if path is None:
             self._comm.share(None)
             return None
@@ -157,7 +159,7 @@ class Keeper:
             for name, value in reader.server().items():
                 run.server[name].numpy()[...] = value
             self._take(run, self._comm.share({k: about[k] for k in ("round", "numbers", "open")}), reader)
-            if path.parent == self._folder:
+            if self._folder is not None and path.resolve().parent == self._folder.resolve():
                 self._saved = self._point(run)
             return reader.text("history")
 

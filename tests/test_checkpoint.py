@@ -383,7 +383,6 @@ def test_the_newest_good_one_comes_first(tmp_path: Path) -> None:
 
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     made = [small(tmp_path, number) for number in (3, 9, 10, 11)]
-    (tmp_path / ".round-000012.h5.tmp").write_text("half-written")
     (tmp_path / "mine.txt").write_text("")
     shutil.copytree(tmp_path, tmp_path / "ditto")
     prune(tmp_path, 2)
@@ -393,6 +392,14 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
         made[2].name,
         made[3].name,
     ]
-    assert len(list((tmp_path / "ditto").iterdir())) == 6
+    assert len(list((tmp_path / "ditto").iterdir())) == 5
     prune(tmp_path, 1)
     assert checkpoint.listed(tmp_path) == [made[3]]
+
+
+def test_tidy_takes_what_is_half_written(tmp_path: Path) -> None:
+    made = small(tmp_path)
+    (tmp_path / ".round-000012.h5.tmp").write_text("half-written")
+    checkpoint.tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == [made]
+    checkpoint.tidy(tmp_path / "nowhere")
