@@ -113,7 +113,7 @@ class Session:
             "config": config.as_dict(),
             "layout": self.layout.as_dict(),
             "engine": self.engine_name,
-            "data": zlib.crc32(numbers),
+            "data": zlib.crc32(numbers, fed.content),
             "versions": {
                 "amn_mpi": __version__,
                 "torch": version("torch"),

@@ -38,6 +38,20 @@ def marked(tmp_path: Path) -> Path:
 # When it is used again
 
 
+def test_the_content_is_told_by_a_number(marked: Path) -> None:
+    """A run that goes on has to know whether its data are still the same, whatever path and labels say."""
+    before = prepare(settings(marked), 0)
+    raw = dict(np.load(marked))
+    np.savez(marked.with_name("copy.npz"), **raw)
+    raw["x"] = raw["x"].copy()
+    raw["x"].reshape(-1)[5] += 1
+    np.savez(marked, **raw)
+    after = prepare(settings(marked), 0)
+    assert before.path != after.path and before.content != after.content
+    assert np.array_equal(before.train_counts, after.train_counts)
+    assert prepare(settings(marked.with_name("copy.npz")), 0).content == before.content
+
+
 def test_a_second_run_uses_the_file(marked: Path) -> None:
     first = prepare(settings(marked), 0)
     before = os.stat(first.path)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import h5py
 
 # Raise it with every change to the layout or to who gets which samples.
-FORMAT = 2
+FORMAT = 3
 INDEX = ("start", "train", "test", "train_counts", "label_group", "concept_group")
 BLOCK = 4096
 
@@ -82,12 +82,16 @@ def _write_file(path: Path, plan: Plan, x: np.ndarray) -> None:
     with open(path, "xb") as file:
         file.write(image.getbuffer())
         file.seek(x_offset)
-        for begin in range(0, len(plan.order), BLOCK):
-            rows = slice(begin, begin + BLOCK)
-            block = np.ascontiguousarray(x[plan.order[rows]])
-            if plan.turns > 1:
-                block = concept.rotate(block, plan.group[rows], plan.turns)
+        for block in _blocks(plan, x):
             file.write(block.data)
+
+
+def _blocks(plan: Plan, x: np.ndarray) -> Iterator[np.ndarray]:
+    """The samples as they lie in the file, so many at a time."""
+    for begin in range(0, len(plan.order), BLOCK):
+        rows = slice(begin, begin + BLOCK)
+        block = np.ascontiguousarray(x[plan.order[rows]])
+        yield concept.rotate(block, plan.group[rows], plan.turns) if plan.turns > 1 else block
 
 
 def _lay_out(plan: Plan, x: np.ndarray) -> tuple[io.BytesIO, int]:
@@ -111,6 +115,7 @@ def _lay_out(plan: Plan, x: np.ndarray) -> tuple[io.BytesIO, int]:
             file.attrs[key] = getattr(federation, key)
         file.attrs["format"] = FORMAT
         file.attrs["check"] = _check(federation, plan.y)
+        file.attrs["content"] = _content(plan, x)
         file["y"] = plan.y
         file.create_dataset("x", (len(plan.y), *x.shape[1:]), x.dtype, dcpl=early)
         x_offset = file["x"].id.get_offset()
@@ -122,6 +127,14 @@ def _check(federation: Federation, y: np.ndarray) -> int:
     value = zlib.crc32(y.tobytes())
     for key in INDEX:
         value = zlib.crc32(getattr(federation, key).astype("<i8").tobytes(), value)
+    return value
+
+
+def _content(plan: Plan, x: np.ndarray) -> int:
+    """Checksum of all samples and labels: tells whether a run goes on with the data it began with."""
+    value = zlib.crc32(plan.y.data)
+    for block in _blocks(plan, x):
+        value = zlib.crc32(block.data, value)
     return value
 
 
@@ -150,6 +163,7 @@ def _federation(path: Path, file: h5py.File) -> Federation | None:
         class_names=file["class_names"].asstr()[...].tolist(),
         scale=float(file.attrs["scale"]),
         shift=float(file.attrs["shift"]),
+        content=int(file.attrs["content"]),
         **{key: file[f"index/{key}"][...] for key in INDEX},
     )
     rows = int(federation.start[-1])

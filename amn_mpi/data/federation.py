@@ -23,7 +23,7 @@ class Federation:
     begin, in bytes; ``x_dtype``: numpy's name of their type (y is int32); ``shape``: one sample.
     Client i has rows from ``start[i]``: ``train[i]`` for training, then ``test[i]``.
     ``train_counts`` (N, C) counts labels as the client sees them. A model sees
-    ``x * scale + shift``.
+    ``x * scale + shift``. ``content``: a checksum of all that is in the file (0: there is none).
     """
 
     name: str
@@ -41,6 +41,7 @@ class Federation:
     train_counts: np.ndarray
     label_group: np.ndarray
     concept_group: np.ndarray
+    content: int = 0
 
     @property
     def clients(self) -> int:
