@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ FREE = (
     "data.root",
     "data.cache",
 )
+# What nothing can go on with; the other data keys may lead to the same data under another name.
+FIXED = ("seed", "data.clients", "model", "method.name")
 
 
 def find(config: Config, folder: Path) -> Path | None:
@@ -43,8 +46,9 @@ def find(config: Config, folder: Path) -> Path | None:
     found = newest(folder) if config.resume == "auto" else asked_for(config.resume, folder)
     if found is not None:
         with checkpoint.Reader(found) as reader:
-            about = reader.text("about")
+            about, history = reader.text("about"), reader.text("history")
         agree(config, found, about["config"], about["round"])
+        _agree_on_end(config.rounds, history["rounds"], found)
     return found
 
 
@@ -77,7 +81,7 @@ def asked_for(name: str, folder: Path) -> Path:
         made = checkpoint.verify(path)
     except checkpoint.Damaged as reason:
         raise UserError(f"{path}: is damaged: {reason}") from None
-    later = [p for p in checkpoint.listed(folder) if int(p.stem[6:]) > made.round]
+    later = [p for p in checkpoint.listed(folder) if checkpoint.round_of(p) > made.round]
     if later:
         raise UserError(
             f"{folder}: holds {later[0].name}, which is newer than {path.name}: delete what is newer, "
@@ -89,14 +93,31 @@ def asked_for(name: str, folder: Path) -> Path:
 def agree(config: Config, path: Path, saved: dict[str, Any], round: int) -> None:
     """Refuse to go on with another configuration than the one that was saved after ``round``."""
     accepted = methods.listed(config.checkpoint.accept)
-    for name, (then, now) in differences(config, saved, (*FREE, *accepted)).items():
-        raise ConfigError(
-            f"{name} = {now}: {path} was made with {then}; give --{name} {then}, or "
-            f"--checkpoint.accept {','.join([*accepted, name])} to go on with {now}"
-        )
+    free = [*FREE, *(name for name in accepted if not _within(name, FIXED))]
+    for name, (then, now) in differences(config, saved, free).items():
+        told = f"{name} = {now}: {path} was made with {then}; give --{name} {then}"
+        if _within(name, FIXED):
+            raise ConfigError(f"{told}, or choose another out")
+        more = ",".join([*accepted, name])
+        raise ConfigError(f"{told}, or --checkpoint.accept {more} to go on with {now}")
     if round > config.rounds:
         raise ConfigError(
             f"rounds = {config.rounds}: {path} is after round {round} already; valid is no less"
+        )
+
+
+def _within(name: str, keys: Sequence[str]) -> bool:
+    """Whether a key is one of these, or in one of these sections."""
+    return any(f"{name}.".startswith(f"{key}.") for key in keys)
+
+
+def _agree_on_end(rounds: int, rows: list[dict[str, Any]], path: Path) -> None:
+    """Refuse an end before which some of the last five rounds have passed without their evaluation."""
+    missing = [row["round"] for row in rows if row["round"] > rounds - 5 and "models" not in row]
+    if missing:
+        raise ConfigError(
+            f"rounds = {rounds}: round {missing[-1]} was not evaluated on the way to {path}, and the last "
+            f"five have to be; valid is >= {missing[-1] + 5}"
         )
 
 
