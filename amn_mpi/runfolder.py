@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,13 +63,19 @@ def lock(path: Path) -> IO[str]:
     except BlockingIOError:
         raise UserError(f"out = {path}: another run is writing there now") from None
     except OSError as error:  # some cluster file systems know no locks
-        print(
-            f"amn_mpi: warning: out = {path}: cannot be locked ({error.strerror}); nothing keeps "
-            "a second run out",
-            file=sys.stderr,
-            flush=True,
-        )
-    return file
+        resume.warn(f"out = {path}: cannot be locked ({error.strerror}); nothing keeps a second run out")
+        return file
+    if _is_there(file):
+        return file
+    file.close()  # a run that ended has removed it since it was opened: the next one makes its own
+    return lock(path)
+
+
+def _is_there(file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except FileNotFoundError:
+        return False
 
 
 class RunFolder:
@@ -140,7 +145,7 @@ class RunFolder:
                 return ""
             told = f"mean accuracy {done['mean_accuracy']:.2f} %, models_sha256 {done['models_sha256']}"
             resume.agree(config, path, done["config"], done["rounds"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return ""  # not a result of ours; it is set aside
         return f"{self.path}: finished already: {done['rounds']} rounds, {told}; a larger --rounds extends it"
 
@@ -190,22 +195,29 @@ class RunFolder:
     def add(self, row: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; on a full disk it waits for the next one."""
         self._lines.append(json.dumps(row) + "\n")
-        data = "".join(self._lines).encode()
         try:
-            with open(self.path / "metrics.jsonl", "r+b", buffering=0) as file:
-                file.seek(self._good)
-                if file.write(data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                file.truncate()
+            self._append()
         except OSError as error:
             if len(self._lines) == 1:
                 resume.warn(f"{self.path}/metrics.jsonl: {_reason(error)}; the run goes on, the lines wait")
-            return
+
+    def _append(self) -> None:
+        """What waits goes to metrics.jsonl, all or nothing."""
+        data = "".join(self._lines).encode()
+        with open(self.path / "metrics.jsonl", "r+b", buffering=0) as file:
+            file.seek(self._good)
+            whole = file.write(data) == len(data)
+            file.truncate(None if whole else self._good)
+        if not whole:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._good += len(data)
         self._lines = []
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json whole or not at all, and give the folder back."""
+        if self._lines:
+            with self._guard("metrics.jsonl"):
+                self._append()
         temporary = self.path / ".result.json"
         with self._guard("result.json"):
             with open(temporary, "w") as file:
