@@ -1,0 +1,38 @@
+"""A run that takes $TRAIN seconds longer for each client's training, $CORRECT for each model's test.
+
+``TRAIN=stuck``: rank 0's only client never ends its first training, nor takes any step in it.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from amn_mpi import local, main
+
+
+def longer(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """In steps, between which a stop is heard."""
+
+    def slow(self: local.Engine, *args: Any, **kwargs: Any) -> Any:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.tick()
+            time.sleep(0.01)
+        return call(self, *args, **kwargs)
+
+    return slow
+
+
+def stuck(self: local.Engine, *args: Any, **kwargs: Any) -> Any:
+    print("stuck", flush=True)
+    time.sleep(3600)
+
+
+if os.environ.get("TRAIN") == "stuck":
+    local.Engine.train = stuck
+else:
+    local.Engine.train = longer(local.Engine.train, float(os.environ.get("TRAIN", 0)))
+local.Engine.correct = longer(local.Engine.correct, float(os.environ.get("CORRECT", 0)))
+main.main(sys.argv[1:])
