@@ -219,21 +219,29 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(config: Config, then: dict[str, Any], free: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Keys on which a saved configuration says otherwise: {key: (then, now)}.
+def filled(tree: dict[str, Any], options: type) -> dict[str, Any]:
+    """A tree that was saved as {dotted key: value}; a key that came later has its default."""
+    return {**{name: k.default for name, k in all_keys(options).items()}, **leaves(tree)}
+
+
+def unlike(
+    one: dict[str, Any], other: dict[str, Any], free: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Where two configurations, each {dotted key: value}, differ: {key: (one, other)}.
 
     Args:
-        then: the tree that was saved; a key that came later has its default there.
         free: keys and sections that may differ.
     """
-    now = leaves(config.as_dict())
-    defaults = {name: k.default for name, k in all_keys(type(config.method)).items()}
-    saved = {**defaults, **leaves(then)}
     return {
-        name: (saved.get(name), now.get(name))
-        for name in {**now, **saved}
-        if now.get(name) != saved.get(name) and not any(f"{name}.".startswith(f"{f}.") for f in free)
+        name: (one.get(name), other.get(name))
+        for name in {**other, **one}
+        if one.get(name) != other.get(name) and not any(f"{name}.".startswith(f"{f}.") for f in free)
     }
+
+
+def differences(config: Config, then: dict[str, Any], free: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Keys on which a saved tree says otherwise than ``config``: {key: (then, now)}."""
+    return unlike(filled(then, type(config.method)), leaves(config.as_dict()), free)
 
 
 def build(values: dict[str, Any], options: type) -> Config:
