@@ -107,7 +107,9 @@ def reader_may_leave() -> Iterator[None]:
     """For what is shown when everything is kept already: ``| head`` is no error."""
     try:
         yield
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        if BrokenPipeError not in (type(error), type(error.__context__)):
+            raise  # rich makes a SystemExit of it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
