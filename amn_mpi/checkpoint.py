@@ -16,7 +16,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 KIND, FORMAT = "amn_mpi checkpoint", 1
 SMALL = 4096  # bytes; data sets from this size on have a checksum of their own
 PIECE = 2**23
+REST = "its figures or HDF5's own structures"
 Shape = tuple[tuple[int, ...], np.dtype]
 
 
@@ -132,10 +133,7 @@ class Writer:
         for offset, piece in self._image.pieces(self._block):
             self._write(offset, piece)
             rest = zlib.crc32(piece, rest)
-        data = [[k, *place, self._sums[k]] for k, place in self._image.places.items()]
-        line = _json({"kind": KIND, "format": FORMAT, "round": self._round, "size": self._image.size,
-                      "block": self._block, "data": data, "rest": rest})  # fmt: skip
-        return b"%s\n%08x\n" % (line, zlib.crc32(line))
+        return first_line(KIND, self._round, self._image, self._block, self._sums, rest)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -145,7 +143,7 @@ class Writer:
                 short = [k for k, place in self._image.places.items() if self._written[k] != place.nbytes]
                 if short:
                     raise RuntimeError(f"checkpoint without all of {short}")
-                self._write(0, self._head().ljust(self._block, b" "))
+                self._write(0, self._head())
                 os.ftruncate(self._file.fileno(), self._image.size)
                 os.fsync(self._file.fileno())
                 self._file.close()
@@ -154,6 +152,16 @@ class Writer:
         finally:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def first_line(
+    kind: str, round: int, image: hdf5.Image, block: int, sums: Mapping[str, int], rest: int
+) -> bytes:
+    """What vouches for a file: ``sums`` for its reserved data sets by name, ``rest`` for all between."""
+    data = [[name, *place, sums[name]] for name, place in image.places.items()]
+    line = _json({"kind": kind, "format": FORMAT, "round": round, "size": image.size,
+                  "block": block, "data": data, "rest": rest})  # fmt: skip
+    return (b"%s\n%08x\n" % (line, zlib.crc32(line))).ljust(block, b" ")
 
 
 def _sync(folder: Path) -> None:
@@ -184,8 +192,8 @@ class Index:
     rest: int
 
 
-def index(path: Path) -> Index:
-    """Read the first line.
+def index(path: Path, kind: str = KIND) -> Index:
+    """Read the first line of a checkpoint, or of another file that has one.
 
     Raises:
         Damaged: the file is not a whole checkpoint. UserError: it cannot be read, or its format
@@ -202,7 +210,7 @@ def index(path: Path) -> Index:
     if checksum != b"%08x\n" % zlib.crc32(line[:-1]):
         raise Damaged("its first line is not that of a checkpoint")
     try:
-        found = _parse(path, json.loads(line))
+        found = _parse(path, json.loads(line), kind)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Damaged("its first line is not that of a checkpoint") from None
     if size != found.size:
@@ -210,9 +218,9 @@ def index(path: Path) -> Index:
     return found
 
 
-def _parse(path: Path, head: Any) -> Index:
+def _parse(path: Path, head: Any, kind: str) -> Index:
     """What the first line says; ValueError and its like where it says nonsense."""
-    if head.get("kind") != KIND or head["format"] != FORMAT:
+    if head.get("kind") != kind or head["format"] != FORMAT:
         raise UserError(
             f"{path}: is in format {head.get('format')} of {head.get('kind')}; this version of amn_mpi "
             f"reads format {FORMAT}"
@@ -228,32 +236,46 @@ def _parse(path: Path, head: Any) -> Index:
 
 
 def verify(path: Path) -> Index:
-    """Read a whole file and compare all checksums.
+    """Read a whole checkpoint and compare all checksums.
 
     Raises:
         Damaged, UserError: as ``index``, and ``Damaged`` where a checksum differs.
     """
     found = index(path)
-    try:
-        with open(path, "rb", buffering=0) as file:
-            for name, (place, checksum) in found.data.items():
-                if _sum(file.fileno(), place, 0) != checksum:
-                    raise Damaged(f"{name} has another checksum")
-            rest, start = 0, found.block
-            ends = hdf5.Place(found.size, 0)
-            for place in [*sorted(place for place, _ in found.data.values()), ends]:
-                rest = _sum(file.fileno(), hdf5.Place(start, place.offset - start), rest)
-                start = place.stop
-            if rest != found.rest:
-                raise Damaged("its figures or HDF5's own structures have another checksum")
-    except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror}") from None
+    for name, same in checked(path, found):
+        if not same:
+            raise Damaged(f"{name} {'have' if name == REST else 'has'} another checksum")
     return found
 
 
-def _sum(handle: int, place: hdf5.Place, checksum: int) -> int:
-    for start in range(place.offset, place.stop, PIECE):
-        checksum = zlib.crc32(os.pread(handle, min(PIECE, place.stop - start), start), checksum)
+def checked(path: Path, found: Index) -> Iterator[tuple[str, bool]]:
+    """Read a file from end to end: (data set, whether its checksum is right), at last ``REST``.
+
+    Raises:
+        Damaged: it cannot be read to its end.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for name, (place, checksum) in found.data.items():
+                yield name, _sum(file.fileno(), [place]) == checksum
+            yield REST, _sum(file.fileno(), _between(found)) == found.rest
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}") from None
+
+
+def _between(found: Index) -> Iterator[hdf5.Place]:
+    """What belongs to no large data set."""
+    start = found.block
+    for place in [*sorted(place for place, _ in found.data.values()), hdf5.Place(found.size, 0)]:
+        yield hdf5.Place(start, place.offset - start)
+        start = place.stop
+
+
+def _sum(handle: int, places: Iterable[hdf5.Place]) -> int:
+    checksum = 0
+    for place in places:
+        for start in range(place.offset, place.stop, PIECE):
+            checksum = zlib.crc32(os.pread(handle, min(PIECE, place.stop - start), start), checksum)
     return checksum
 
 

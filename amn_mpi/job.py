@@ -53,7 +53,8 @@ def run_one(
     if models:
         rows = session.final_models(run)
         if folder is not None:
-            digest = folder.write_models(ready.layout, ready.fed.clients, rows, _about(config, ready.fed))
+            about = _about(config, ready.fed)
+            digest = folder.write_models(ready.layout, ready.fed.clients, rows, about, config.rounds)
         else:
             deque(rows, maxlen=0)  # the other ranks only send
     return {} if recorder is None else result.describe(ready, recorder, cost, digest)

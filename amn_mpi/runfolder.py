@@ -13,13 +13,14 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from amn_mpi import hdf5, resume
+from amn_mpi import checkpoint, hdf5, resume
 from amn_mpi.config import Config
 from amn_mpi.errors import UserError
 from amn_mpi.methods import listed
@@ -28,6 +29,7 @@ from amn_mpi.params import ParameterLayout
 if TYPE_CHECKING:
     import h5py
 
+MODELS, BLOCK = "amn_mpi models", 512
 HELD = ("metrics.jsonl", "result.json", "models.h5", "checkpoints")
 
 
@@ -130,8 +132,8 @@ class RunFolder:
                 "choose another folder"
             )
 
-    def _holds(self, checkpoint: str) -> bool:
-        return Path(checkpoint).resolve().parent == self.checkpoints.resolve()
+    def _holds(self, path: str) -> bool:
+        return Path(path).resolve().parent == self.checkpoints.resolve()
 
     def _finished(self, config: Config) -> str:
         """What to say where nothing is left to do; "" where something is."""
@@ -233,34 +235,37 @@ class RunFolder:
         clients: int,
         rows: Iterable[tuple[int, np.ndarray]],
         about: dict[str, Any],
+        rounds: int,
     ) -> str:
         """models.h5 from (client, row) in any order; returns the SHA-256 of all rows in order.
+
+        It has a first line as a checkpoint has.
 
         Raises:
             UserError: the file cannot be written (a full disk); nothing half-written stays.
         """
-        image = hdf5.lay_out(lambda file, image: _models(file, image, layout, clients, about))
-        offset = image.places["models"].offset
+        image = hdf5.lay_out(lambda file, image: _models(file, image, layout, clients, about), BLOCK)
+        offset, rest = image.places["models"].offset, 0
         final, temporary = self.path / "models.h5", self.path / ".models.h5"
         try:
             with open(temporary, "wb+") as file:
-                for at, piece in image.pieces():
+                for at, piece in image.pieces(BLOCK):
+                    rest = zlib.crc32(piece, rest)
                     file.seek(at)
                     file.write(piece)
                 for client, row in rows:
                     file.seek(offset + client * 4 * layout.size)
                     file.write(row.astype("<f4", copy=False).data)
+                digest, checksum = _digest(file, offset, clients, 4 * layout.size)
+                file.seek(0)
+                file.write(checkpoint.first_line(MODELS, rounds, image, BLOCK, {"models": checksum}, rest))
                 file.flush()
                 os.fsync(file.fileno())
-                file.seek(offset)
-                digest = hashlib.sha256()
-                for _ in range(clients):
-                    digest.update(file.read(4 * layout.size))
             os.replace(temporary, final)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise UserError(f"{final}: cannot be written: {_reason(error)}") from None
-        return digest.hexdigest()
+        return digest
 
     def _give_back(self) -> None:
         (self.path / ".lock").unlink(missing_ok=True)
@@ -282,6 +287,17 @@ def _models(
         file.attrs[name] = value
     file["clients"] = clients
     image.reserve(file, "models", (clients, layout.size), "<f4")
+
+
+def _digest(file: IO[bytes], offset: int, rows: int, nbytes: int) -> tuple[str, int]:
+    """(SHA-256, CRC-32) of what was written from ``offset`` on."""
+    digest, checksum = hashlib.sha256(), 0
+    file.seek(offset)
+    for _ in range(rows):
+        row = file.read(nbytes)
+        digest.update(row)
+        checksum = zlib.crc32(row, checksum)
+    return digest.hexdigest(), checksum
 
 
 class _Guard:
