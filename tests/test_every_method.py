@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,12 @@ import plain
 import pytest
 from running import REPOSITORY, run
 
-from amn_mpi import rng, rounds
-from amn_mpi.config import Local
+from amn_mpi import rng, rounds, session
+from amn_mpi.checkpoint import Reader, file_name
+from amn_mpi.clock import Clock
+from amn_mpi.config import Config, Local
+from amn_mpi.data import prepare
+from amn_mpi.errors import Stopped
 from amn_mpi.methods import METHODS, get
 from amn_mpi.methods.base import Client
 
@@ -23,21 +30,21 @@ NAMES = [*(f"{name}_bn" if name == "fedbn" else name for name in METHODS), "feda
 
 
 def on_ranks(folder: Path, cohort: float, ranks: tuple[int, ...]) -> dict[int, dict[str, Any]]:
-    """One start of the ranks for all methods."""
+    """One start of the ranks for all methods; each goes on from checkpoints of those before it, too."""
     found = {}
     for n in ranks:
         out = folder / f"{n}.json"
         words = (*KEYS, "--cohort", cohort, "--data.cache", folder / "cache", "--device", "cpu")
-        done = run(out, *words, "--progress", "off", ranks=n, script=SCRIPT, timeout=240)
+        done = run(out, *words, "--progress", "off", ranks=n, script=SCRIPT, timeout=300)
         assert done.returncode == 0, done.stderr
         found[n] = json.loads(out.read_text())
-        assert sorted(found[n]) == sorted(NAMES)
+        assert sorted(found[n]["unbroken"]) == sorted(found[n]["resumed"]) == sorted(NAMES)
     return found
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    return on_ranks(tmp_path_factory.mktemp("half"), 0.5, (1, 3, 5))
+    return on_ranks(tmp_path_factory.mktemp("half"), 0.5, (3, 5, 1))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_half_a_cohort_on_1_3_and_5_ranks(half: dict[int, dict[str, Any]], name: str) -> None:
-    one, three, five = (half[n][name] for n in (1, 3, 5))
+    one, three, five = (half[n]["unbroken"][name] for n in (1, 3, 5))
     assert one == three == five
     different = len(set(one["models"]))
     assert different == (1 if get(name.removesuffix("_bn")).models[0] == "global" else 9) or name == "ifca"
@@ -56,14 +63,75 @@ def test_half_a_cohort_on_1_3_and_5_ranks(half: dict[int, dict[str, Any]], name:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_clients_on_1_and_3_ranks(full: dict[int, dict[str, Any]], name: str) -> None:
-    assert full[1][name] == full[3][name]
-    accuracy = [row["mean_accuracy"] for row in full[1][name]["rounds"]]
+    assert full[1]["unbroken"][name] == full[3]["unbroken"][name]
+    accuracy = [row["mean_accuracy"] for row in full[1]["unbroken"][name]["rounds"]]
     assert len(set(accuracy)) > 1  # something is learnt
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_is_unbroken(half: dict[int, dict], full: dict[int, dict], name: str) -> None:
+    """After round 1 of 4 on the same ranks, after round 2 also on others: models, metrics, figures."""
+    ends = {
+        3: ["3 round-000001.h5", "3 round-000002.h5"],
+        5: ["3 round-000002.h5", "5 round-000001.h5", "5 round-000002.h5"],
+        1: ["1 round-000001.h5", "1 round-000002.h5", "3 round-000002.h5", "5 round-000002.h5"],
+    }
+    for n, expected in ends.items():
+        resumed = half[n]["resumed"][name]
+        assert sorted(resumed) == expected
+        assert all(facts == half[n]["unbroken"][name] for facts in resumed.values())
+    assert "1 round-000002.h5" in full[3]["resumed"][name]
+    for n in (1, 3):
+        for start, facts in full[n]["resumed"][name].items():
+            assert facts == full[n]["unbroken"][name], start
+
+
 def test_no_two_methods_are_the_same(full: dict[int, dict[str, Any]]) -> None:
-    first = [full[1][name]["models"][0] for name in NAMES]
+    first = [full[1]["unbroken"][name]["models"][0] for name in NAMES]
     assert len(set(first)) == len(first)
+
+
+# ---- a checkpoint after a round whose evaluation was cut off
+
+
+def end_of(ready: session.Session, config: Config, **places: Path) -> tuple[list, list, Any]:
+    """Models, metrics and scores of a run in this process."""
+    clock = Clock(ready.comm, time.monotonic())
+    this, recorder = session.train(ready, config, clock, None, **places)
+    assert recorder is not None
+    rows = [{k: v for k, v in row.items() if k != "turn_seconds"} for row in recorder.rounds]
+    return [row.tolist() for _, row in session.final_models(this)], rows, recorder.scores()
+
+
+@pytest.mark.parametrize("cohort", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["amn", "fedala", "pfedhn"])
+def test_an_evaluation_that_was_cut_off_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cohort: float
+) -> None:
+    config = dataclasses.replace(begun(tmp_path, name, cohort).config, rounds=4, progress="off")
+    comm = plain.communicator()
+    ready = session.Session(config, comm, prepare(config.data, config.seed))
+    ready.meet()
+    unbroken = end_of(ready, config)
+    models, calls = len(get(name).models), 0
+
+    def stopped(*args: Any) -> int:
+        """A signal comes while the third client is evaluated after round 2."""
+        nonlocal calls
+        calls += 1
+        monkeypatch.setattr(comm, "stopping", int(signal.SIGTERM) if calls > (5 + 2) * models else 0)
+        return correct(*args)
+
+    correct = ready.engine.correct
+    with monkeypatch.context() as patched, pytest.raises(Stopped) as stop:
+        patched.setattr(ready.engine, "correct", stopped)
+        end_of(ready, config, keeps=tmp_path / "kept")
+    assert stop.value.agreed and calls == 7 * models + 1
+    monkeypatch.setattr(comm, "stopping", 0)
+    path = tmp_path / "kept" / file_name(2)
+    with Reader(path) as reader:
+        assert reader.text("about")["open"] and len(reader.text("history")["rounds"]) == 1
+    assert end_of(ready, config, keeps=tmp_path / "kept", saved=path) == unbroken
 
 
 # ---- what a method declares and what it takes, on one rank

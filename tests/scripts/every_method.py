@@ -1,6 +1,7 @@
 """All methods one after another in one start of the ranks; rank 0 writes what must not depend on them.
 
-Arguments: OUT.json, then options of the main program.
+Arguments: OUT.json, then options of the main program. Checkpoints go to ``checkpoints`` beside OUT;
+those that a start on other ranks has left there are gone on from, too.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from amn_mpi import cli, data, methods, session
+from amn_mpi.checkpoint import file_name
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
-from amn_mpi.config import Config, Model
+from amn_mpi.config import Checkpoint, Config, Model
 from amn_mpi.session import Session
 
 # Options that make rounds as few and small as these show what each method does.
@@ -26,31 +31,62 @@ def main(out: Path, words: list[str]) -> None:
     comm = Communicator()
     config = comm.share(cli.parse(words)[0] if comm.is_server else None)
     fed = comm.share(data.prepare(config.data, config.seed) if comm.is_server else None)
-    found = {}
+    unbroken, resumed = {}, {}
     for bn in (False, True):
         base = dataclasses.replace(config, model=Model("mlp_bn")) if bn else config
         ready = Session(base, comm, fed)
+        ready.meet()
         for name in methods.METHODS if not bn else ("fedbn", "fedavg", "ditto"):
             if name != "fedbn" or bn:
-                found[name + "_bn" * bn] = one(ready, base, name)
+                own = dataclasses.replace(base, method=methods.options(name)(**EARLY.get(name, {})))
+                key = name + "_bn" * bn
+                unbroken[key] = one(ready, own)
+                resumed[key] = broken(ready, own, out.parent / "checkpoints", key)
     if comm.is_server:
-        out.write_text(json.dumps(found))
+        out.write_text(json.dumps({"unbroken": unbroken, "resumed": resumed}))
     comm.close()
 
 
-def one(ready: Session, base: Config, name: str) -> dict:
+def broken(ready: Session, config: Config, folder: Path, key: str) -> dict[str, dict]:
+    """Two rounds with a checkpoint of each, then on to the end from each checkpoint, set up anew.
+
+    That of round 1 was written while round 2 went on. Of other starts that of round 2 is taken.
+    """
+    comm, own = ready.comm, folder / f"{ready.comm.size}" / key
+    saving = Checkpoint(every=1, minutes=0)
+    one(ready, dataclasses.replace(config, rounds=2, checkpoint=saving), keeps=own)
+    saved = [own / file_name(1)] if comm.is_server else []
+    saved += sorted(folder.glob(f"*/{key}/{file_name(2)}")) if comm.is_server else []
+    saved = comm.share(saved)
+    return {f"{path.parts[-3]} {path.name}": one(ready, config, saved=path) for path in saved}
+
+
+def one(ready: Session, config: Config, keeps: Path | None = None, saved: Path | None = None) -> dict:
     """Bitwise facts of one method's run, empty on ranks other than 0."""
-    config = dataclasses.replace(base, method=methods.options(name)(**EARLY.get(name, {})))
-    run, recorder = session.train(ready, config, Clock(ready.comm, time.monotonic()), None)
-    models = {client: hashlib.sha256(row.tobytes()).hexdigest() for client, row in session.final_models(run)}
+    if not ready.comm.is_server:
+        keeps = saved = None
+    run, recorder = session.train(ready, config, Clock(ready.comm, time.monotonic()), None, keeps, saved)
+    models = {client: digest(row) for client, row in session.final_models(run)}
+    own = {
+        client: {name: digest(v[k]) for name, v in run.state.items()} for k, client in enumerate(run.samples)
+    }
+    state = {client: digests for each in run.comm.collect(own) for client, digests in each.items()}
     if recorder is None:
         return {}
     rows = [{k: v for k, v in row.items() if k != "turn_seconds"} for row in recorder.rounds]
     return {
         "models": [models[client] for client in sorted(models)],
+        "state": [state[client] for client in sorted(state)],
+        "server": {name: digest(value) for name, value in run.server.items()},
         "rounds": rows,
+        "correct": recorder.correct.tolist(),
+        "scores": recorder.scores(),
         "headline": run.method.headline,
     }
+
+
+def digest(values: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 if __name__ == "__main__":
