@@ -112,15 +112,15 @@ class Exchange:
         vectors = self.slot(position)
         if not np.isfinite(list(update.figures.values())).all():
             return 1
-        if not all(torch.isfinite(v.sum()) for v in (vectors, *update.state.values())):
-            return 1
+        # Also where nothing is summed: one model of 1e20 in a mix of models leads the others astray.
+        largest = np.array([_largest(v) for v in (vectors, *update.state.values())])
+        if not (largest <= BOUND).all():
+            return 2 if np.isfinite(largest).all() else 1
         if self._sum is None:
             return 0
         weight = 1.0 / len(cohort)
         if self.method.wire.weights == "samples":
             weight = float(self.samples[client]) / float(self.samples[cohort].sum())
-        if float(vectors.abs().max()) > BOUND:
-            return 2
         # In blocks of columns: the scratch stays in the cache.
         for total, piece in zip(self._sum.split(BLOCK, 1), vectors.split(BLOCK, 1)):
             total += (piece.double() * (weight * FIXED)).round_().long()
@@ -173,3 +173,11 @@ class Exchange:
         into = np.empty((len(cohort), width)) if self.comm.is_server else None
         own = np.ascontiguousarray(own, np.float64).reshape(-1, width)
         return self.comm.gather_rows(own, self.placement.counts(cohort), into)
+
+
+def _largest(values: torch.Tensor) -> float:
+    """The largest absolute value, NaN if there is one; copies nothing."""
+    if not values.numel():
+        return 0.0
+    low, high = torch.aminmax(values)
+    return max(-float(low), float(high))

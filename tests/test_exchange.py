@@ -102,8 +102,9 @@ def test_a_state_that_diverged_is_seen() -> None:
     assert told(made, 1, Update(state={"model": torch.tensor([0.0, 1.0])})) == ""
 
 
-def test_what_exceeds_the_fixed_point_is_refused() -> None:
-    made = exchange(Wire("none", "mean"))
+@pytest.mark.parametrize("up", ["mean", "rows"])
+def test_what_exceeds_the_fixed_point_is_refused(up: str) -> None:
+    made = exchange(Wire("none", up))  # type: ignore[arg-type]
     made.slot(4)[0, 1] = -1e9
     assert re.search("parameter exceeds", told(made, 4))
 
