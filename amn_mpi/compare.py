@@ -10,11 +10,10 @@ again, so the same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import _signal
+from amn_mpi import early
 
 if __name__ == "__main__":
-    # As in main.py: Python's own handler would raise amid imports and the start of MPI.
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    early.listen()
 
 import difflib
 import json

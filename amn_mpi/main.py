@@ -6,11 +6,10 @@ traceback, 2 a wrong configuration, 75 stopped by a signal: the same command wit
 
 from __future__ import annotations
 
-import _signal  # built in: the signal module costs milliseconds, and Ctrl-C may come in them
+from amn_mpi import early
 
 if __name__ == "__main__":
-    # Until main() takes over: Python's own handler would raise amid imports and the start of MPI.
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    early.listen()
 
 import dataclasses
 import os

@@ -28,8 +28,10 @@ class Progress:
             self._status = _live(width or 80)
 
     def begin(self, done: int) -> None:
-        """The run goes on after round ``done``."""
+        """The run goes on after round ``done``, 0 for one that starts afresh."""
         self._begun = done
+        if done and not self._off:
+            print(f"goes on after round {done} of {self._rounds}", flush=True)
 
     def show(self, label: str, done: int, accuracy: float | None, seconds: float) -> None:
         """After round ``done``: accuracy in percent (None: not evaluated), seconds of the round."""
