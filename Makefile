@@ -30,7 +30,8 @@ run: .venv/.installed
 	    --baselines local,fedavg_ft $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 lint: .venv/.installed
 	$(BIN)/python -m ruff check .

@@ -317,6 +317,7 @@ def test_no_memory_on_one_rank_is_one_line(tmp_path: Path) -> None:
     has(one_line(done.stderr), "out of memory on rank 2 (", "--dry_run")
 
 
+@pytest.mark.alone
 def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
     done, took = broken(tmp_path, "hang", "--comm.timeout", 5)
     assert took < 15

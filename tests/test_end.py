@@ -48,6 +48,7 @@ def test_an_exception_on_all_workers_is_told_once(tmp_path: Path, env: dict[str,
 # ---- slow is not hung
 
 
+@pytest.mark.alone
 def test_a_slow_rank_is_not_taken_for_hung(tmp_path: Path, env: dict[str, Path]) -> None:
     """Rank 3 is idle and waits longer than its timeout; it ends while rank 0 answers nobody."""
     mark = tmp_path / "mark"

@@ -25,6 +25,7 @@ def test_collectives(ranks: int, wait: str) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.alone
 def test_waiting_ranks_leave_the_cores_alone() -> None:
     """Four ranks wait 3 s for a fifth: spinning would cost 12 CPU seconds, a tenth is the limit."""
     done = run(ranks=5, script=SCRIPTS / "waiting.py")
@@ -38,6 +39,7 @@ def _free_memory_gb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(_free_memory_gb() < 8, reason="needs 8 GB of free memory")
 def test_more_elements_than_an_int_can_count() -> None:
     """2.4e9 one-byte elements in one gather and one scatter."""

@@ -81,6 +81,7 @@ def test_cnn_on_images(tmp_path: Path, method: str) -> None:
     assert one == three == five
 
 
+@pytest.mark.alone
 def test_the_main_job_on_33_ranks(tmp_path: Path) -> None:
     """What `make run` does, as on one rank; AMN beats training alone on the embedded digits."""
     args = ("--config", "default", "--baselines", "local,fedavg_ft")
