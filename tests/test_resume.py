@@ -222,14 +222,15 @@ def test_stopped_on_5_3_and_2_ranks_and_finished_on_1(unbroken: Path, tmp_path: 
 
 def test_stopped_twice_in_one_evaluation(unbroken: Path, tmp_path: Path) -> None:
     """The round counts, its evaluation is made up for; also where a second stop cuts that off, too."""
-    out = tmp_path / "out"
-    process = slow(*AUTO, "--out", out, ranks=3, CORRECT=0.15)
+    out, mark = tmp_path / "out", tmp_path / "mark"
+    process = slow(*AUTO, "--out", out, ranks=3, CORRECT=0.15, MARK=mark)
     wait_for(out / "metrics.jsonl", 2, process)
-    time.sleep(0.6)
+    mark.unlink()
+    wait_for(mark, 0, process)
     has(stop(process, signal.SIGTERM, ranks_of(process, 3)[1]), "after round 3 of")
-    again = slow(*AUTO, "--out", out, ranks=2, CORRECT=0.15)
-    wait_for_start(out, again)
-    time.sleep(0.5)
+    mark.unlink()
+    again = slow(*AUTO, "--out", out, ranks=2, CORRECT=0.15, MARK=mark)
+    wait_for(mark, 0, again)
     has(stop(again, signal.SIGUSR1, again.pid), "after round 3 of")
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     with Reader(out / "checkpoints" / "round-000003.h5") as reader:
@@ -269,9 +270,8 @@ def test_stopped_inside_one_very_long_epoch_by_an_idle_rank(tmp_path: Path) -> N
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     """The first one waits for the end of a step that does not come."""
-    process = slow(*AUTO, "--out", tmp_path / "out", TRAIN="stuck")
-    wait_for_start(tmp_path / "out", process)
-    time.sleep(0.5)
+    process = slow(*AUTO, "--out", tmp_path / "out", TRAIN="stuck", MARK=tmp_path / "mark")
+    wait_for(tmp_path / "mark", 0, process)
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     assert process.poll() is None
@@ -286,7 +286,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 
 def test_killed_while_a_baseline_trains(unbroken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = slow(*AUTO, *BASELINES, "--checkpoint.every", 1, "--out", out, ranks=2, TRAIN=0.02)
+    process = slow(*AUTO, *BASELINES, "--checkpoint.every", 1, "--out", out, ranks=2, TRAIN=0.05)
     there = out / "checkpoints" / "local" / checkpoint.file_name(4)
     until = time.monotonic() + 60
     while not there.exists() and time.monotonic() < until and process.poll() is None:
@@ -605,14 +605,15 @@ def test_checkpoints_that_cannot_be_written_any_more(
 ) -> None:
     """Read-only from the middle of the run on: it finishes, and its end says so."""
     out = tmp_path / "out"
-    process = slow(*AUTO, "--checkpoint.every", 1, "--out", out, TRAIN=0.05)
+    process = slow(*AUTO, "--checkpoint.every", 1, "--out", out, TRAIN=0.1)
     wait_for(out / "metrics.jsonl", 2, process)
     disk(out / "checkpoints", "ro")
     done = end(process, 60)
     assert done.returncode == 0, done.stderr
-    assert all("Read-only file system" in line for line in done.stderr.splitlines())
-    failed = result(out)["checkpoints"]["failed"]
-    assert failed >= 5
+    failed, warnings = result(out)["checkpoints"]["failed"], done.stderr.splitlines()
+    assert failed == len(warnings) >= 2
+    assert all("no checkpoint after round" in line for line in warnings)
+    has(warnings[-1], f"after round {ROUNDS}: Read-only file system; there is none yet, the run goes on")
     has(done.stdout, f"{failed} checkpoints could not be written")
     assert result(out)["models_sha256"] == result(unbroken)["models_sha256"]
 
@@ -684,7 +685,7 @@ def compare(*args: object, ranks: int = 0) -> subprocess.Popen[str]:
 def test_a_cell_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     """In the second of two cells, on three ranks and then on one; the table is that of an unbroken one."""
     (tmp_path / "my.yaml").write_text(MATRIX)
-    what = (tmp_path / "my.yaml", "--rounds", 400)
+    what = (tmp_path / "my.yaml", "--rounds", 600)
     once = compare(*what, "--out", tmp_path / "once")
     twice = compare(*what, "--out", tmp_path / "twice", ranks=3)
     first, second = (tmp_path / "twice" / "iid" / name / "seed0" for name in ("fedavg", "ditto"))
@@ -692,14 +693,14 @@ def test_a_cell_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     twice.terminate()
     stopped = end(twice, 20)
     assert stopped.returncode == 75, stopped.stderr
-    has(one_line(stopped.stderr), "stopped by SIGTERM; after round ", " of 400")
+    has(one_line(stopped.stderr), "stopped by SIGTERM; after round ", " of 600")
     assert (first / "result.json").exists() and not (second / "result.json").exists()
     assert len(checkpoints(second)) == 1 and not (first / "checkpoints").exists()
     assert end(once, 60).returncode == 0
     again = end(compare(*what, "--out", tmp_path / "twice"), 60)
     assert (again.returncode, again.stderr) == (0, "")
     starts = result(second)["starts"]
-    assert [each["ranks"] for each in starts] == [3, 1] and 20 <= starts[1]["after_round"] < 400
+    assert [each["ranks"] for each in starts] == [3, 1] and 20 <= starts[1]["after_round"] < 600
     assert list(tmp_path.glob("*/iid/*/seed0/checkpoints")) == []
     assert (tmp_path / "twice" / "tables.md").read_text() == (tmp_path / "once" / "tables.md").read_text()
     for name in ("fedavg", "ditto"):

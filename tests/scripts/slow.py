@@ -1,12 +1,14 @@
 """A run that takes $TRAIN seconds longer for each client's training, $CORRECT for each model's test.
 
-``TRAIN=stuck``: rank 0's only client never ends its first training, nor takes any step in it.
+``TRAIN=stuck``: the first client never ends its training, nor takes any step in it. $MARK appears with
+each test of a model, and where a run is stuck.
 """
 
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from amn_mpi import local, main
@@ -16,6 +18,8 @@ def longer(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     """In steps, between which a stop is heard."""
 
     def slow(self: local.Engine, *args: Any, **kwargs: Any) -> Any:
+        if call.__name__ == "correct":
+            mark()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.tick()
@@ -26,8 +30,13 @@ def longer(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 
 def stuck(self: local.Engine, *args: Any, **kwargs: Any) -> Any:
-    print("stuck", flush=True)
+    mark()
     time.sleep(3600)
+
+
+def mark() -> None:
+    if "MARK" in os.environ:
+        Path(os.environ["MARK"]).touch()
 
 
 if os.environ.get("TRAIN") == "stuck":
