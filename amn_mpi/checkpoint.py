@@ -220,10 +220,11 @@ def index(path: Path, kind: str = KIND) -> Index:
 
 def _parse(path: Path, head: Any, kind: str) -> Index:
     """What the first line says; ValueError and its like where it says nonsense."""
-    if head.get("kind") != kind or head["format"] != FORMAT:
+    if head["kind"] != kind:
+        raise UserError(f"{path}: holds {head['kind']}, not {kind}")
+    if head["format"] != FORMAT:
         raise UserError(
-            f"{path}: is in format {head.get('format')} of {head.get('kind')}; this version of amn_mpi "
-            f"reads format {FORMAT}"
+            f"{path}: is in format {head['format']} of {kind}; this version of amn_mpi reads format {FORMAT}"
         )
     data = {name: (hdf5.Place(offset, nbytes), crc) for name, offset, nbytes, crc in head["data"]}
     found = Index(head["format"], head["round"], head["size"], head["block"], data, head["rest"])

@@ -376,7 +376,8 @@ STRANGE_PATHS = [
     ("nowhere.h5", ConfigError, "no such file"),
     ("", ConfigError, "no such file"),
     ("empty.h5", UserError, "is damaged: the file is empty"),
-    ("models.h5", UserError, "is damaged: its first line"),
+    ("models.h5", UserError, "holds amn_mpi models, not amn_mpi checkpoint"),
+    ("metrics.jsonl", UserError, "is damaged: its first line"),
 ]
 
 
