@@ -1,0 +1,114 @@
+"""A rank that is killed is named, once; every other end is silent and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import hosts
+import pytest
+from running import end, ranks_of, run, start, wait_for
+
+SMALL = ("--data.clients", 4, "--local.epochs", 1, "--progress", "off")
+ENDLESS = (*SMALL, "--rounds", 100000, "--evaluate.every", 1000000)
+ENDING = Path(__file__).resolve().parent / "scripts" / "ending.py"
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, Any]:
+    """Also the mark by which ``processes`` knows a run's processes."""
+    return {"AMN_CACHE": tmp_path / "cache"}
+
+
+def processes(folder: Path) -> list[str]:
+    """Command lines of all processes that run with this cache: launcher, ranks and watchers."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"AMN_CACHE={folder}/cache\0".encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return [line for line in found if line]  # a zombie has none
+
+
+def nothing_left(folder: Path) -> None:
+    until = time.monotonic() + 10
+    while (left := processes(folder)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == []
+
+
+def endless(folder: Path, env: dict[str, Any], ranks: int = 3, **more: Any) -> subprocess.Popen[str]:
+    """A run that is amid its rounds."""
+    process = start(*ENDLESS, "--out", folder / "out", ranks=ranks, env=env, **more)
+    wait_for(folder / "out" / "metrics.jsonl", 2, process)
+    return process
+
+
+def loss(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of ours."""
+    assert done.returncode != 0
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if "amn_mpi" in line]
+    assert len(ours) == 1, f"not one line:\n{done.stdout}\n{done.stderr}"
+    assert ours[0] in done.stderr
+    return ours[0]
+
+
+@pytest.mark.parametrize("rank, how", [(0, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGSEGV)])
+def test_a_killed_rank_is_named(tmp_path: Path, env: dict[str, Any], rank: int, how: int) -> None:
+    process = endless(tmp_path, env)
+    assert sum("watch.py" in line for line in processes(tmp_path)) == 2
+    pid = ranks_of(process, 3)[rank]
+    os.kill(pid, how)
+    line = loss(end(process, 10))
+    assert line.startswith(f"amn_mpi: rank {rank} on {socket.gethostname()} (process {pid}) was killed")
+    assert line.endswith("--resume auto")
+    nothing_left(tmp_path)
+
+
+def test_a_killed_rank_on_another_host_is_named(tmp_path: Path, env: dict[str, Any]) -> None:
+    """And the ranks that are then killed on this host are not."""
+    process = endless(tmp_path, env | hosts.NETWORKS["ofi"], ranks=4, under=hosts.under())
+    assert sum("watch.py" in line for line in processes(tmp_path)) == 4
+    pid = ranks_of(process, 4)[3]
+    os.kill(pid, signal.SIGKILL)
+    assert loss(end(process, 10)).startswith(f"amn_mpi: rank 3 on n2 (process {pid}) was killed")
+    nothing_left(tmp_path)
+
+
+def test_nothing_outlives_a_killed_launcher(tmp_path: Path, env: dict[str, Any]) -> None:
+    process = endless(tmp_path, env)
+    process.kill()
+    done = end(process, 10)
+    assert "amn_mpi" not in done.stdout + done.stderr
+    nothing_left(tmp_path)
+
+
+def test_a_normal_end_is_silent(tmp_path: Path, env: dict[str, Any]) -> None:
+    """With ranks that have nothing to do, too."""
+    done = run(*SMALL, "--rounds", 2, "--out", tmp_path / "out", ranks=6, env=env)
+    assert done.returncode == 0
+    assert "1 stay idle" in done.stderr and "was killed" not in done.stderr
+    nothing_left(tmp_path)
+
+
+def test_an_error_is_told_as_one(tmp_path: Path, env: dict[str, Any]) -> None:
+    what = (*SMALL, "--rounds", 2, "--out", tmp_path / "out")
+    done = run(*what, ranks=3, env={**env, "HOW": "wrong"}, script=ENDING)
+    assert done.returncode == 1
+    assert "broken on purpose" in done.stderr and "was killed" not in done.stderr
+    nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_told_as_one(tmp_path: Path, env: dict[str, Any], how: signal.Signals) -> None:
+    process = endless(tmp_path, env)
+    process.send_signal(how)
+    assert f"stopped by {how.name}" in loss(end(process, 10))
+    nothing_left(tmp_path)
