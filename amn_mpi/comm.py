@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from amn_mpi import signals
+from amn_mpi import signals, watch
 from amn_mpi.errors import ConfigError, Interrupted
 from amn_mpi.flow import PIECE, Flow
 from amn_mpi.launcher import check_family, check_launcher
@@ -68,6 +68,7 @@ class Communicator:
         self.sent: dict[str, int] = defaultdict(int)
         self.wait_seconds = self.wait_cpu = 0.0
         self.lost: list[str] = []
+        self._line: socket.socket | None = None
         self.stopping, self._asked = 0, False
         self._settle(MPI.COMM_WORLD)
 
@@ -80,7 +81,7 @@ class Communicator:
         self.ranks_on_host: int = node.size
         self.rank_on_host: int = node.rank
         self.server_on_host: bool = node.allreduce(self.rank == 0, self._mpi.LOR)
-        node.Free()
+        self._node = node
         self._alive = Liveness(self._mpi, everybody)
         # Of the whole job: all ranks have to wait, and so to send, in the same way.
         self._crowded = everybody.allreduce(self.ranks_on_host > self.cores, self._mpi.LOR)
@@ -291,6 +292,7 @@ class Communicator:
         Args:
             everywhere: the cause reaches most ranks (a signal): rank 0 gets time to speak first.
         """
+        watch.end(self._line)
         if self._alive.may_speak(1.5 if everywhere else 0.25):
             sys.stdout.flush()
             print(message, file=sys.stderr, flush=True)
@@ -319,6 +321,7 @@ class Communicator:
 
         Without Python's teardown: it takes ten seconds over 33 ranks and can change nothing.
         """
+        watch.end(self._line)
         if not self.lost:  # with a rank missing it hangs now and then (Open MPI 5.0)
             self._mpi.Finalize()
         sys.stdout.flush()
@@ -330,6 +333,13 @@ class Communicator:
         os._exit(status)
 
     # ---- the loss of a rank
+
+    def watch(self) -> None:
+        """From now on have a rank that is killed named: MPICH's launcher does not, others do."""
+        if self.library.startswith("MPICH") and "MPI_LOCALRANKID" in os.environ and self.size > 1:
+            address = self._node.bcast(watch.start() if self.rank_on_host == 0 else "")
+            name = f"rank {self.rank} on {self.host} (process {os.getpid()})"
+            self._line = watch.join(address, name)
 
     def check_survival(self) -> None:
         """Raises ConfigError where this MPI ends all ranks when it loses one."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] | None = None) -> NoReturn:
     """Run on this rank and end the process; never returns. ``do`` is the work, by default a run."""
     comm = Communicator()
+    comm.watch()
     work = Work()
     while True:
         try:
