@@ -38,7 +38,7 @@ def start() -> str:
             [sys.executable, "-I", "-S", __file__],
             {name: value for name, value in os.environ.items() if not name.startswith("PMI")},
             file_actions=[*silent, (os.POSIX_SPAWN_DUP2, listener.fileno(), LISTENER)],
-            setsigmask=[signal.SIGINT, signal.SIGUSR1],  # hydra passes them on to the whole group
+            setsigmask=signal.valid_signals(),  # hydra passes Ctrl-C on to the whole group
         )
         return listener.getsockname().decode()
     return ""
@@ -67,9 +67,9 @@ def main() -> None:
     os.closerange(LISTENER + 1, 4096)  # the launcher's connection to the rank has to end with the rank
     guard, sentinel = socket.socketpair()
     if os.fork():
-        os.dup2(sentinel.fileno(), 0)
-        # Small, so that it is gone before a rank that is killed with it; ends with the watcher.
-        os.execv("/bin/sh", ["sh", "-c", "read line"])
+        guard.close()
+        sentinel.recv(1)  # until the watcher ends
+        return
     sentinel.close()
     os.setsid()
     sys.stderr.write(watch(guard))

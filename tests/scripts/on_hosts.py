@@ -12,13 +12,13 @@ from amn_mpi.comm import Communicator
 close = Communicator.close
 
 
-def noted(self: Communicator) -> NoReturn:
+def noted(self: Communicator, status: int = 0) -> NoReturn:
     devices = dict(line.split(":") for line in Path("/proc/self/net/dev").read_text().splitlines()[2:])
     figures = next(f.split() for name, f in devices.items() if name.strip() == "veth")
     seen = {"host": self.host, "ranks_on_host": self.ranks_on_host, "server_on_host": self.server_on_host}
     seen |= {"received": int(figures[0]), "sent": int(figures[8])}
     (Path(os.environ["MARK"]) / f"{self.rank}.json").write_text(json.dumps(seen))
-    close(self)
+    close(self, status)
 
 
 Communicator.close = noted
