@@ -12,6 +12,20 @@ LAUNCHERS = (  # (how many ranks the launcher says it started, which of them thi
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 
+# How many ranks on this host come before this one.
+LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+
+
+def local_rank() -> int:
+    """This rank's number on its host as the launcher has it; 0 where it does not say."""
+    said = [os.environ[name] for name in LOCAL if os.environ.get(name, "").isdigit()]
+    return int(said[0]) if said else 0
+
+
+def node_name(host: str) -> str:
+    """What tells hosts apart: several of Slurm's nodes may be one machine."""
+    return f"{os.environ.get('SLURMD_NODENAME', '')} {host}"
+
 
 def check_family(library: str) -> None:
     """Stop before initialisation where another MPI than Open MPI was started by its launcher.

@@ -77,8 +77,8 @@ amn_launch() {
     local out=$1 status=75
     shift
     if [ "${amn_launcher[0]}" = srun ]; then
-        # Ranks end together, after a checkpoint each with 75; whoever is left 10 s later has lost one.
-        amn_launcher+=(--kill-on-bad-exit=0 --wait=10 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+        # Ranks end together, after a checkpoint each with 75; whoever is left 8 s later has lost one.
+        amn_launcher+=(--kill-on-bad-exit=0 --wait=8 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
         # A start that is killed outright leaves MPICH's shared memory behind, under the number of the
         # job step; the next start would hang in it, for a requeued job counts its steps from 0 again.
         for _ in $(seq "${SLURM_RESTART_COUNT:-0}"); do srun --mpi=none -N1 -n1 true; done

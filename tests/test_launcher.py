@@ -7,7 +7,7 @@ import os
 import pytest
 from running import LAUNCHED, one_line
 
-from amn_mpi.launcher import check_family, check_launcher
+from amn_mpi.launcher import check_family, check_launcher, local_rank, node_name
 
 MPICH, OPEN_MPI = "MPICH Version: 5.0.2", "Open MPI v5.0.8, package: Open MPI"
 
@@ -128,3 +128,19 @@ def test_a_family_that_fits(
         launched.setenv(name, value)
     check_family(library)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_number_on_the_host_is_that_of_the_innermost_launcher(launched: pytest.MonkeyPatch) -> None:
+    assert local_rank() == 0
+    launched.setenv("SLURM_LOCALID", "5")
+    assert local_rank() == 5
+    launched.setenv("MPI_LOCALRANKID", "2")  # mpirun inside a job step
+    assert local_rank() == 2
+
+
+def test_two_nodes_of_slurm_on_one_machine_are_two(launched: pytest.MonkeyPatch) -> None:
+    names = [node_name("host")]
+    for node in ("n1", "n2"):
+        launched.setenv("SLURMD_NODENAME", node)
+        names.append(node_name("host"))
+    assert len(set(names)) == 3

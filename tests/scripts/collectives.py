@@ -42,11 +42,13 @@ found = comm.collect("x" * comm.rank)
 checks["collect"] = found == (["x" * r for r in range(comm.size)] if comm.is_server else [])
 
 bad = [name for name, right in checks.items() if not right]
-everybody = comm.collect((bad, sorted(checks), dict(comm.sent)))
+here = (comm.rank_on_host, comm.ranks_on_host, comm.server_on_host)
+everybody = comm.collect((bad, sorted(checks), dict(comm.sent), here))
 if comm.is_server:
-    print("bad:", [b for b, _, _ in everybody if b])
-    print("checked:", sorted({c for _, names, _ in everybody for c in names}))
-    print("sent:", sum(sent.get("scatter", 0) for _, _, sent in everybody))
+    print("bad:", [b for b, *_ in everybody if b])
+    print("checked:", sorted({c for _, names, *_ in everybody for c in names}))
+    print("sent:", sum(sent.get("scatter", 0) for _, _, sent, _ in everybody))
+    print("places:", [place for *_, place in everybody])
     print("spins:", comm.spins)
 
 stays = comm.keep(2)
