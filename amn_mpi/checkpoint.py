@@ -123,9 +123,12 @@ class Writer:
             self._tick()
 
     def _write(self, offset: int, data: bytes | memoryview) -> None:
+        file = self._file.fileno()
         while len(data):
-            done = os.pwrite(self._file.fileno(), data, offset)
+            done = os.pwrite(file, data, offset)
             data, offset = data[done:], offset + done
+        # Off to the disk and out of memory: nobody reads it, and fresh pages cost more than the copy.
+        os.posix_fadvise(file, 0, offset, os.POSIX_FADV_DONTNEED)
 
     def _head(self) -> bytes:
         """What is not reserved goes to the file; then the line that vouches for all of it."""

@@ -1,6 +1,6 @@
 """What a checkpoint costs: rounds in which one is written against those beside them in the same run.
 
-    python benchmarks/checkpoint.py [--ranks 3] [--clients 32] [--samples 200] [--rounds 25]
+    python benchmarks/checkpoint.py [--ranks 3] [--clients 32] [--samples 600] [--rounds 25]
 
 The CNN of 582,026 parameters on Fashion-MNIST, AMN, one local epoch, no evaluation but that of the last
 five rounds, which do not count; every second round is saved. Prints the medians and their ratio.
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=25)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
