@@ -30,7 +30,7 @@ run: .venv/.installed
 	    --baselines local,fedavg_ft $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 lint: .venv/.installed

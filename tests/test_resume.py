@@ -1,4 +1,7 @@
-"""A run that is stopped, killed, refused or out of space, and goes on as if nothing had been."""
+"""A run that is stopped, killed, refused or out of space, and goes on as if nothing had been.
+
+For every method ``test_every_method.py`` shows it.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,14 @@ from typing import Any
 import numpy as np
 import plain
 import pytest
-from running import REPOSITORY, end, one_line, ranks_of, result, run, start, wait_for
+from running import REPOSITORY, end, one_line, ranks_of, result, start, wait_for
 
 from amn_mpi import checkpoint, cli, main
 from amn_mpi.checkpoint import Reader
 from amn_mpi.errors import ConfigError, UserError
-from amn_mpi.methods import METHODS
 from amn_mpi.runfolder import RunFolder, lock
 
-SLOW, MANY = (REPOSITORY / "tests" / "scripts" / name for name in ("slow.py", "many.py"))
+SLOW = REPOSITORY / "tests" / "scripts" / "slow.py"
 ROUNDS = 12  # five common ones, then attention and meta steps
 KEYS = ("--data.clients", 5, "--local.epochs", 1, "--model.hidden", 16, "--progress", "off")
 RUN = (*KEYS, "--checkpoint.every", 4, "--checkpoint.keep", 3)
@@ -141,49 +143,7 @@ def stop(process: subprocess.Popen[str], number: signal.Signals, pid: int) -> st
     return line
 
 
-# ---- every method
-
-
-def tiny(folder: Path, name: str) -> tuple[object, ...]:
-    """Six short rounds with half of the clients, checkpoints after the third and the sixth."""
-    words = ("--data.name", plain.write_blobs(folder), "--data.clients", 5, "--data.concept", "none")
-    words += (
-        "--rounds",
-        6,
-        "--cohort",
-        0.5,
-        "--local.steps",
-        2,
-        "--progress",
-        "off",
-        "--checkpoint.every",
-        3,
-    )
-    words += ("--model.name", plain.NETWORK.get(name, "linear"), "--model.hidden", 6)
-    return (*words, "--method.name", name, *(("--method.common_rounds", 1) if name == "amn" else ()))
-
-
-@pytest.fixture(scope="module")
-def every_method(tmp_path_factory: pytest.TempPathFactory, cache: dict[str, Path]) -> Path:
-    """A finished run of each method, on three ranks, in a folder by its name."""
-    folder = tmp_path_factory.mktemp("methods")
-    runs = [list(map(str, (*tiny(folder, name), "--out", folder / name))) for name in METHODS]
-    (folder / "runs.json").write_text(json.dumps(runs))
-    done = run(folder / "runs.json", ranks=3, script=MANY, env=cache, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_on_bit_by_bit(every_method: Path, tmp_path: Path, name: str) -> None:
-    """From three ranks to one, in the middle of it."""
-    saved = every_method / name / "checkpoints" / "round-000003.h5"
-    here(*tiny(every_method, name), "--resume", saved, "--out", tmp_path / "out")
-    assert result(tmp_path / "out")["starts"] == [
-        {"after_round": 0, "ranks": 3},
-        {"after_round": 3, "ranks": 1},
-    ]
-    assert account(tmp_path / "out") == account(every_method / name)
+# ---- when
 
 
 def test_minutes_decide_as_well(tmp_path: Path) -> None:
