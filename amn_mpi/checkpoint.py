@@ -151,7 +151,7 @@ class Writer:
                 os.fsync(self._file.fileno())
                 self._file.close()
                 os.replace(self._temporary, self.path)
-                _sync(self.path.parent)
+                hdf5.sync(self.path.parent)
         finally:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
@@ -165,14 +165,6 @@ def first_line(
     line = _json({"kind": kind, "format": FORMAT, "round": round, "size": image.size,
                   "block": block, "data": data, "rest": rest})  # fmt: skip
     return (b"%s\n%08x\n" % (line, zlib.crc32(line))).ljust(block, b" ")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _json(thing: Any) -> bytes:

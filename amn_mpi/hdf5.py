@@ -8,7 +8,9 @@ large need never be in memory twice.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -110,3 +112,12 @@ def lay_out(fill: Callable[[h5py.File, Image], None], block: int = 0) -> Image:
     with h5py.File(image, "w", userblock_size=block) as file:
         fill(file, image)
     return image
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

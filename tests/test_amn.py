@@ -272,10 +272,10 @@ def test_hidden_groups_are_found_and_it_pays(digits: Callable, record_property: 
 def test_without_groups_nothing_is_lost(digits: Callable, record_property: Callable) -> None:
     """All clients alike: plain averaging is right, and the gate has to find that out."""
     trained, differences = Local(epochs=5, lr=0.04, batch_size=21), []  # two steps an epoch
-    for seed in range(5):
+    for seed in range(3):
         amn, ft = digits(seed, 30, "none", trained, Options(), fedavg_ft.Options())
         differences.append(round(score(amn) - score(ft), 2))
         assert max(amn.rounds[-1]["gate"]) < 0.2  # it starts at 0.5
     record_property("amn_minus_fedavg_ft", differences)
-    print("amn minus fedavg_ft, five seeds:", differences, "mean", np.mean(differences))
+    print("amn minus fedavg_ft, three seeds:", differences, "mean", np.mean(differences))
     assert np.mean(differences) > -2

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from test_data_helpers import forget_folders, listing, settings, write_marked
 
+from amn_mpi import hdf5
 from amn_mpi.config import Data
 from amn_mpi.data import ClientData, cache, load_clients, prepare
 from amn_mpi.data.federation import plan
@@ -211,8 +212,10 @@ def test_the_file_is_laid_out_without_its_samples(marked: Path) -> None:
     """Or a large pool would be held in memory twice."""
     source = np.load(marked)
     raw = Raw(np.zeros((600, 1, 200, 200), np.uint8), source["y"], list("abcdef"))
-    image, offset = cache._lay_out(plan(raw, settings(marked), 0), raw.x)
-    assert len(image.getvalue()) <= offset < 100_000
+    made = plan(raw, settings(marked), 0)
+    image = hdf5.lay_out(lambda file, image: cache._fill(file, image, made, raw.x))
+    assert sum(len(piece) for _, piece in image.pieces()) < 100_000
+    assert image.places["x"].nbytes == raw.x[:1].nbytes * len(made.y)
 
 
 def test_interrupt_leaves_nothing(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:

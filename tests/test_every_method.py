@@ -29,22 +29,25 @@ KEYS = ("--rounds", 4, "--local.epochs", 1, "--data.sizes", "lognormal", "--data
 NAMES = [*(f"{name}_bn" if name == "fedbn" else name for name in METHODS), "fedavg_bn", "ditto_bn"]
 
 
-def on_ranks(folder: Path, cohort: float, ranks: tuple[int, ...]) -> dict[int, dict[str, Any]]:
-    """One start of the ranks for all methods; each goes on from checkpoints of those before it, too."""
+def on_ranks(
+    folder: Path, cohort: float, ranks: tuple[int, ...], resume: bool = False
+) -> dict[int, dict[str, Any]]:
+    """One start of the ranks for all methods; ``resume``: each goes on from checkpoints, too."""
     found = {}
     for n in ranks:
         out = folder / f"{n}.json"
         words = (*KEYS, "--cohort", cohort, "--data.cache", folder / "cache", "--device", "cpu")
-        done = run(out, *words, "--progress", "off", ranks=n, script=SCRIPT, timeout=300)
+        what = "resume" if resume else "once"
+        done = run(out, what, *words, "--progress", "off", ranks=n, script=SCRIPT, timeout=300)
         assert done.returncode == 0, done.stderr
         found[n] = json.loads(out.read_text())
-        assert sorted(found[n]["unbroken"]) == sorted(found[n]["resumed"]) == sorted(NAMES)
+        assert sorted(found[n]["unbroken"]) == sorted(NAMES)
     return found
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    return on_ranks(tmp_path_factory.mktemp("half"), 0.5, (3, 5, 1))
+    return on_ranks(tmp_path_factory.mktemp("half"), 0.5, (3, 5, 1), resume=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_all_clients_on_1_and_3_ranks(full: dict[int, dict[str, Any]], name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resumed_is_unbroken(half: dict[int, dict], full: dict[int, dict], name: str) -> None:
+def test_resumed_is_unbroken(half: dict[int, dict], name: str) -> None:
     """After round 1 of 4 on the same ranks, after round 2 also on others: models, metrics, figures."""
     ends = {
         3: ["3 round-000001.h5", "3 round-000002.h5"],
@@ -80,10 +83,6 @@ def test_resumed_is_unbroken(half: dict[int, dict], full: dict[int, dict], name:
         resumed = half[n]["resumed"][name]
         assert sorted(resumed) == expected
         assert all(facts == half[n]["unbroken"][name] for facts in resumed.values())
-    assert "1 round-000002.h5" in full[3]["resumed"][name]
-    for n in (1, 3):
-        for start, facts in full[n]["resumed"][name].items():
-            assert facts == full[n]["unbroken"][name], start
 
 
 def test_no_two_methods_are_the_same(full: dict[int, dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ offsets without h5py. A file is written under a temporary name and renamed when 
 
 from __future__ import annotations
 
-import io
 import os
 import secrets
 import zlib
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from amn_mpi import hdf5
 from amn_mpi.data import concept
 from amn_mpi.data.federation import Federation, Plan
 from amn_mpi.errors import UserError
@@ -56,32 +56,21 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        hdf5.sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        hdf5.sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _write_file(path: Path, plan: Plan, x: np.ndarray) -> None:
-    """HDF5 lays the file out in memory; plain writes bring it to the disk.
-
-    On a disk that fills up (or a quota) a plain write is an ordinary OSError, while HDF5 itself
-    fails again when it closes the file and takes the process down with a segmentation fault.
-    """
-    image, x_offset = _lay_out(plan, x)
+    image = hdf5.lay_out(lambda file, image: _fill(file, image, plan, x))
     with open(path, "xb") as file:
-        file.write(image.getbuffer())
-        file.seek(x_offset)
+        for offset, piece in image.pieces():
+            file.seek(offset)
+            file.write(piece)
+        file.seek(image.places["x"].offset)
         for block in _blocks(plan, x):
             file.write(block.data)
 
@@ -94,32 +83,21 @@ def _blocks(plan: Plan, x: np.ndarray) -> Iterator[np.ndarray]:
         yield concept.rotate(block, plan.group[rows], plan.turns) if plan.turns > 1 else block
 
 
-def _lay_out(plan: Plan, x: np.ndarray) -> tuple[io.BytesIO, int]:
-    """The file without its samples, and the byte offset where they belong.
-
-    x comes last and gets its place (early allocation) but no values, so the image stays small;
-    for that the root group must hold few members, or HDF5 adds a node to it behind x.
-    """
+def _fill(file: h5py.File, image: hdf5.Image, plan: Plan, x: np.ndarray) -> None:
+    """All but the values of the samples."""
     import h5py
 
-    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    image = io.BytesIO()
     federation = plan.federation
-    with h5py.File(image, "w") as file:
-        for key in INDEX:
-            file[f"index/{key}"] = getattr(federation, key)
-        file["class_names"] = np.array(federation.class_names, h5py.string_dtype())
-        for key in ("name", "scale", "shift"):
-            file.attrs[key] = getattr(federation, key)
-        file.attrs["format"] = FORMAT
-        file.attrs["check"] = _check(federation, plan.y)
-        file.attrs["content"] = _content(plan, x)
-        file["y"] = plan.y
-        file.create_dataset("x", (len(plan.y), *x.shape[1:]), x.dtype, dcpl=early)
-        x_offset = file["x"].id.get_offset()
-    return image, x_offset
+    for key in INDEX:
+        file[f"index/{key}"] = getattr(federation, key)
+    file["class_names"] = np.array(federation.class_names, h5py.string_dtype())
+    for key in ("name", "scale", "shift"):
+        file.attrs[key] = getattr(federation, key)
+    file.attrs["format"] = FORMAT
+    file.attrs["check"] = _check(federation, plan.y)
+    file.attrs["content"] = _content(plan, x)
+    file["y"] = plan.y
+    image.reserve(file, "x", (len(plan.y), *x.shape[1:]), x.dtype)
 
 
 def _check(federation: Federation, y: np.ndarray) -> int:

@@ -1,7 +1,7 @@
 """All methods one after another in one start of the ranks; rank 0 writes what must not depend on them.
 
-Arguments: OUT.json, then options of the main program. Checkpoints go to ``checkpoints`` beside OUT;
-those that a start on other ranks has left there are gone on from, too.
+Arguments: OUT.json, "once" or "resume", options of the main program. With "resume" checkpoints go to
+``checkpoints`` beside OUT; those that a start on other ranks has left there are gone on from, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from amn_mpi.session import Session
 EARLY = {"amn": {"common_rounds": 1}, "fedrep": {"head_epochs": 2}, "fedfomo": {"models": 3}}
 
 
-def main(out: Path, words: list[str]) -> None:
+def main(out: Path, resume: bool, words: list[str]) -> None:
     comm = Communicator()
     config = comm.share(cli.parse(words)[0] if comm.is_server else None)
     fed = comm.share(data.prepare(config.data, config.seed) if comm.is_server else None)
@@ -41,7 +41,8 @@ def main(out: Path, words: list[str]) -> None:
                 own = dataclasses.replace(base, method=methods.options(name)(**EARLY.get(name, {})))
                 key = name + "_bn" * bn
                 unbroken[key] = one(ready, own)
-                resumed[key] = broken(ready, own, out.parent / "checkpoints", key)
+                if resume:
+                    resumed[key] = broken(ready, own, out.parent / "checkpoints", key)
     if comm.is_server:
         out.write_text(json.dumps({"unbroken": unbroken, "resumed": resumed}))
     comm.close()
@@ -90,4 +91,4 @@ def digest(values: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2] == "resume", sys.argv[3:])
