@@ -1,0 +1,339 @@
+"""The local engine in C: whole passes over a client's samples in one call (``native/steps.c``).
+
+For networks of the form [5x5 convolution, ReLU, 2x2 max-pooling]*, [linear, ReLU]*, linear on the
+CPU; others keep the reference engine. Everything but the arithmetic stays the reference engine's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from amn_mpi import config, native
+from amn_mpi.local import Engine
+from amn_mpi.methods.base import Pull
+from amn_mpi.params import ParameterLayout, Part
+
+CONVOLUTION, LINEAR = 0, 1
+MOST_LAYERS = 16
+CHUNK = 64  # samples that pass through the network together: their activations stay in the caches
+PAUSE = 0.02  # seconds between two calls of ``tick``, roughly
+
+
+def specification(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The network as ``steps.c`` wants it, (layers, 10) int64; None if it is not of that form.
+
+    Args:
+        shape: of one sample.
+    """
+    if type(module) is not nn.Sequential:
+        return None
+    children, rows, at = list(module.children()), [], 0
+    while children and type(children[0]) is nn.Conv2d:
+        if len(shape) != 3 or not _convolves(children[:3]) or children[0].in_channels != shape[0]:
+            return None
+        conv = children[0]
+        kh, kw = conv.kernel_size
+        weights = conv.weight.numel()
+        inputs, outputs = conv.in_channels, conv.out_channels
+        rows.append((CONVOLUTION, inputs, outputs, *shape[1:], kh, kw, at, at + weights, 1))
+        at += weights + outputs
+        shape = (outputs, (shape[1] - kh + 1) // 2, (shape[2] - kw + 1) // 2)
+        if min(shape) < 1:
+            return None
+        children = children[3:]
+    if (
+        not children
+        or type(children[0]) is not nn.Flatten
+        or (children[0].start_dim, children[0].end_dim) != (1, -1)
+    ):
+        return None
+    features, children = math.prod(shape), children[1:]
+    kinds = [type(layer) for layer in children]
+    if kinds[::2] != [nn.Linear] * len(kinds[::2]) or kinds[1::2] != [nn.ReLU] * len(kinds[1::2]):
+        return None
+    if len(kinds) % 2 == 0 or len(rows) + len(kinds[::2]) > MOST_LAYERS:
+        return None
+    for layer in children[::2]:
+        if layer.in_features != features or layer.bias is None:
+            return None
+        weights, outputs = layer.weight.numel(), layer.out_features
+        rows.append((LINEAR, features, outputs, 0, 0, 0, 0, at, at + weights, layer is not children[-1]))
+        at, features = at + weights + outputs, outputs
+    tensors = list(module.parameters())
+    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return np.array(rows, dtype=np.int64) if plain and sum(t.numel() for t in tensors) == at else None
+
+
+def fits(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether the compiled engine can train the module here on samples of this shape."""
+    return bool(native.available()) and specification(module, shape) is not None
+
+
+class Network:
+    """A network with its buffers, in one instruction set; vectors are its flat parameters.
+
+    Tensors given are on the CPU, contiguous, float32, labels int64; they are not kept.
+
+    Args:
+        most: samples that its buffers hold.
+        instructions: an instruction set instead of the best.
+    """
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...], most: int, instructions: str = "") -> None:
+        found = specification(module, shape)
+        if found is None:
+            raise ValueError("not a network that the compiled engine knows")
+        self._c = native.functions(instructions)
+        self.instructions = self._c.instructions
+        self.specification, self.classes = found, int(found[-1, 2])
+        self._net = self._c.new(found.ctypes.data, len(found), most)
+        if not self._net:
+            raise MemoryError(f"no memory for the activations of {most} samples")
+        weakref.finalize(self, self._c.free, self._net)
+
+    def scores(self, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Scores (logits) of samples (n, ...), shape (n, C)."""
+        out = torch.empty(len(x), self.classes)
+        self._c.scores(self._net, w.data_ptr(), x.data_ptr(), len(x), out.data_ptr())
+        return out
+
+    def judge(self, w: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+        """(sum of the samples' losses, number of right answers)."""
+        loss, right = ctypes.c_double(), ctypes.c_int64()
+        self._check(
+            self._c.judge(
+                self._net,
+                w.data_ptr(),
+                x.data_ptr(),
+                y.data_ptr(),
+                len(y),
+                ctypes.addressof(loss),
+                ctypes.addressof(right),
+            )
+        )
+        return loss.value, right.value
+
+    def slope(
+        self,
+        w: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        scale: float,
+        g: torch.Tensor,
+        *,
+        add: bool = False,
+        scores: torch.Tensor | None = None,
+        trained: np.ndarray | None = None,
+    ) -> None:
+        """Gradient, (P,), of ``scale`` times the sum of the samples' losses: into ``g``, or added.
+
+        Args:
+            scores: (n, C), to be filled.
+            trained: a flag (uint8) a layer; gradients of the other layers are left alone, and what
+                lies below the lowest trained layer is not computed.
+        """
+        self._check(
+            self._c.slope(
+                self._net,
+                w.data_ptr(),
+                x.data_ptr(),
+                y.data_ptr(),
+                len(y),
+                scale,
+                g.data_ptr(),
+                add,
+                None if scores is None else scores.data_ptr(),
+                None if trained is None else trained.ctypes.data,
+            )
+        )
+
+    def train(
+        self,
+        w: torch.Tensor,
+        g: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        order: np.ndarray,
+        batch: int,
+        rule: native.Rule,
+        trained: np.ndarray | None = None,
+    ) -> None:
+        """SGD in place on ``w``, (P,), over batches of the samples ``order`` (int64, contiguous).
+
+        Args:
+            g: (P,) of scratch.
+        """
+        self._check(
+            self._c.train(
+                self._net,
+                w.data_ptr(),
+                g.data_ptr(),
+                x.data_ptr(),
+                y.data_ptr(),
+                len(y),
+                order.ctypes.data,
+                len(order),
+                batch,
+                ctypes.byref(rule),
+                None if trained is None else trained.ctypes.data,
+            )
+        )
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise IndexError(f"a label is not one of {self.classes} classes, or a sample is not there")
+
+
+class CompiledEngine(Engine):
+    """The reference engine with its arithmetic in C.
+
+    ``tick`` is called every few hundredths of a second instead of after every step.
+
+    Args:
+        instructions: an instruction set instead of the best that runs here.
+    """
+
+    name = "compiled"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: ParameterLayout,
+        local: config.Local,
+        shape: tuple[int, ...],
+        eval_batch: int,
+        device: torch.device,
+        tick: Callable[[], None],
+        instructions: str = "",
+    ) -> None:
+        super().__init__(module, layout, local, shape, eval_batch, device, tick)
+        self._dense = None
+        most = min(max(local.batch_size, min(eval_batch, 32)), CHUNK)
+        self.network = Network(self.module, shape, most, instructions)
+        self._out = torch.empty(local.batch_size, self.network.classes)
+        self._pace = 1  # batches a call
+
+    def train(
+        self,
+        start: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        generator: np.random.Generator,
+        *,
+        epochs: int = 0,
+        pull: Pull | None = None,
+        shift: torch.Tensor | None = None,
+        only: Part | None = None,
+    ) -> torch.Tensor:
+        trained = self._layers(only)
+        if trained is None:
+            return super().train(start, x, y, generator, epochs=epochs, pull=pull, shift=shift, only=only)
+        self.parameters.copy_(start)
+        if not trained.any():
+            return self.parameters
+        x, y, size = _plain(x), _plain(y, torch.int64), self.local.batch_size
+        if self._velocity is not None:
+            self._velocity.zero_()
+        anchor = None if pull is None or not pull.strength else _plain(pull.anchor)
+        shift = None if shift is None else _plain(shift)
+        rule = native.Rule(
+            self.local.lr,
+            self.local.momentum,
+            self.local.weight_decay,
+            0.0 if pull is None else pull.strength,
+            *(None if vector is None else vector.data_ptr() for vector in (anchor, shift, self._velocity)),
+        )
+        left = self.steps(len(y), epochs)
+        while left > 0:
+            order = np.ascontiguousarray(generator.permutation(len(y)), dtype=np.int64)[: left * size]
+            at = 0
+            while at < len(order):
+                some, began = order[at : at + self._pace * size], time.perf_counter()
+                self.network.train(self.parameters, self.gradients, x, y, some, size, rule, trained)
+                at += len(some)
+                batches = -(-len(some) // size)
+                left -= batches
+                each = (time.perf_counter() - began) / batches
+                self._pace = max(1, min(4 * self._pace, int(PAUSE / max(each, 1e-6))))
+                self.tick()
+        return self.parameters
+
+    def gradient(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.parameters.copy_(at)
+        if not len(y):
+            return self.gradients.zero_()
+        x, y = _plain(x), _plain(y, torch.int64)
+        for first in range(0, len(y), self._eval_batch):
+            part = slice(first, first + self._eval_batch)
+            self.network.slope(self.parameters, x[part], y[part], 1 / len(y), self.gradients, add=first > 0)
+            self.tick()
+        return self.gradients
+
+    def loss(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> float:
+        return self._judge(at, x, y)[0] / max(len(y), 1)
+
+    def correct(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> int:
+        return self._judge(at, x, y)[1]
+
+    # ---- inside
+
+    def _judge(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[float, int]:
+        self.parameters.copy_(at)
+        x, y, loss, right = _plain(x), _plain(y, torch.int64), 0.0, 0
+        for first in range(0, len(y), self._eval_batch):
+            part = slice(first, first + self._eval_batch)
+            more, ones = self.network.judge(self.parameters, x[part], y[part])
+            loss, right = loss + more, right + ones
+            self.tick()
+        return loss, right
+
+    def _backward(self) -> None:
+        n, out = self._size, self._out[: self._size]
+        self.network.slope(self.parameters, self._x[:n], self._y[:n], 1 / n, self.gradients, scores=out)
+        self._scores = out
+
+    def _layers(self, only: Part | None) -> np.ndarray | None:
+        """A flag a layer, whether it is trained; None if a layer is trained in part."""
+        rows = self.network.specification
+        flags = np.ones(len(rows), dtype=np.uint8)
+        if only is None:
+            return flags
+        for k, (*_, weight, bias, _) in enumerate(rows):
+            start, stop = int(weight), int(bias + rows[k, 2])
+            inside = sum(max(0, min(stop, b) - max(start, a)) for a, b in only.ranges)
+            if inside not in (0, stop - start):
+                return None
+            flags[k] = inside > 0
+        return flags
+
+
+def _convolves(layers: list[nn.Module]) -> bool:
+    """Whether they are convolution, ReLU, 2x2 max-pooling, without padding and strides of their own."""
+    if [type(layer) for layer in layers] != [nn.Conv2d, nn.ReLU, nn.MaxPool2d]:
+        return False
+    conv, _, pool = layers
+    ones = (conv.stride, conv.dilation, conv.groups)
+    twos = (pool.kernel_size, pool.stride)
+    return (
+        ones == ((1, 1), (1, 1), 1)
+        and conv.padding == (0, 0)
+        and conv.bias is not None
+        and all(size in (2, (2, 2)) for size in twos)
+        and pool.padding in (0, (0, 0))
+        and pool.dilation in (1, (1, 1))
+        and not pool.ceil_mode
+        and not pool.return_indices
+    )
+
+
+def _plain(tensor: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """As C reads it; the tensor itself where it is so already."""
+    return tensor.detach().to("cpu", dtype).contiguous()

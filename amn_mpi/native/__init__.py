@@ -1,0 +1,116 @@
+"""The compiled local steps: which instruction set serves here, and its functions.
+
+``AMN_NATIVE`` sets a limit: ``avx2`` or ``generic`` take no higher set, ``off`` takes none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+from amn_mpi.native.build import FOLDER, LIBRARY, SETS, sources
+
+MAKE = "python -m amn_mpi.native builds it"
+
+
+class Rule(ctypes.Structure):
+    """How a parameter follows its gradient; pointers are 0 where there is no such term."""
+
+    _fields_ = [
+        ("lr", ctypes.c_float),
+        ("momentum", ctypes.c_float),
+        ("decay", ctypes.c_float),
+        ("strength", ctypes.c_float),
+        ("anchor", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("velocity", ctypes.c_void_p),
+    ]
+
+
+_P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+SIGNATURES = {
+    "new": (_P, [_P, _N, _N]),
+    "free": (None, [_P]),
+    "scores": (ctypes.c_int, [_P, _P, _P, _N, _P]),
+    "judge": (ctypes.c_int, [_P, _P, _P, _P, _N, _P, _P]),
+    "slope": (ctypes.c_int, [_P, _P, _P, _P, _N, _F, _P, _N, _P, _P]),
+    "train": (ctypes.c_int, [_P, _P, _P, _P, _P, _N, _P, _N, _N, ctypes.POINTER(Rule), _P]),
+}
+
+
+class Functions:
+    """The library's functions in one instruction set, by their names in ``steps.c``."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.instructions = name
+        for function, (result, arguments) in SIGNATURES.items():
+            found = getattr(library, f"amn_{name}_{function}")
+            found.restype, found.argtypes = result, arguments
+            setattr(self, function, found)
+
+
+def available() -> str:
+    """The instruction set that serves ("avx512", "avx2", "generic"); "" where there is none."""
+    names = runnable()
+    return names[0] if names else ""
+
+
+def reason() -> str:
+    """Why there is none; "" where there is one."""
+    limit = os.environ.get("AMN_NATIVE", "")
+    if limit == "off":
+        return "AMN_NATIVE is off"
+    if limit and limit not in SETS:
+        return f"AMN_NATIVE is {limit}: valid are off, {', '.join(SETS)}"
+    return _library()[1]
+
+
+def runnable() -> tuple[str, ...]:
+    """All instruction sets that are compiled, allowed and run here, best first."""
+    if reason():
+        return ()
+    limit = os.environ.get("AMN_NATIVE", "") or next(iter(SETS))
+    allowed = list(SETS)[list(SETS).index(limit) :]
+    return tuple(name for name in allowed if name in _compiled())
+
+
+def functions(name: str = "") -> Functions:
+    """The functions in the instruction set ``name``, or in the best that serves.
+
+    Raises:
+        RuntimeError: there is none, or it does not run here.
+    """
+    name = name or available()
+    if name not in runnable():
+        raise RuntimeError(reason() or f"{name}: runs not here; {', '.join(runnable())} do")
+    library, _ = _library()
+    assert library is not None
+    return Functions(library, name)
+
+
+@cache
+def _library() -> tuple[ctypes.CDLL | None, str]:
+    """(library, "") or (None, why not)."""
+    path = FOLDER / LIBRARY
+    if not path.exists():
+        return None, f"{LIBRARY} is not there: {MAKE}"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{LIBRARY} cannot be loaded: {error}"
+    library.amn_sources.restype = ctypes.c_char_p
+    if library.amn_sources().decode() != sources():
+        return None, f"{LIBRARY} is of other sources: {MAKE}"
+    return library, ""
+
+
+@cache
+def _compiled() -> tuple[str, ...]:
+    library, _ = _library()
+    found = []
+    for name in SETS:
+        runs = name == "generic" or (library is not None and getattr(library, f"amn_runs_{name}")())
+        if runs and hasattr(library, f"amn_{name}_new"):
+            found.append(name)
+    return tuple(found)

@@ -1,0 +1,855 @@
+/* Forward, backward and SGD of small networks on one core.
+ *
+ * A network is [convolution + relu + 2x2 max-pooling]*, [linear + relu]*, linear, cross-entropy. This
+ * file is compiled once for every instruction set, with ISA and LANES (floats in a vector) given.
+ *
+ * Parameters and gradients are flat vectors in torch's own layout. Inside, images are
+ * channels-last, (height, width, channels) without padding, so that what a row of a kernel reads
+ * is one run of kw x channels floats; every buffer ends in slack, because whole vectors are
+ * read and written at a run's end.
+ *
+ * Most of a convolution's backward is zeros: max-pooling passes a gradient to one of four
+ * positions, relu to none of them where the unit is dead. So the forward is a dense product, and
+ * both backward products run over lists of what is not zero.
+ *
+ * The order of every sum is given by shapes and data alone, never by addresses, so results are the
+ * same bit for bit wherever the buffers lie.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define JOIN2(a, b) amn_##a##_##b
+#define JOIN(a, b) JOIN2(a, b)
+#define EXPORT __attribute__((visibility("default")))
+#define API(name) JOIN(ISA, name)
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 32")
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+typedef int32_t loose_whole __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* Accumulators that fit into the registers beside the operands. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define WIDE 1
+#else
+#define WIDE 0
+#endif
+
+enum { L = LANES, MOST_LAYERS = 16 };
+enum { CONVOLUTION = 0, LINEAR = 1, FIELDS = 10 };
+enum { NONE, UPDATE, SET, ADD }; /* what becomes of a layer's weight gradient */
+
+/* ---- vectors */
+
+INLINE vec load(const float *p) { return *(const loose *)p; }
+INLINE void store(float *p, vec v) { *(loose *)p = v; }
+INLINE whole choose(whole mask, whole a, whole b) { return (mask & a) | (~mask & b); }
+
+/* The first n of L floats, the others 0. */
+INLINE vec load_first(const float *p, long n) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+    float part[L] = {0};
+    for (long i = 0; i < n; i++) part[i] = p[i];
+    return load(part);
+#endif
+}
+
+INLINE void store_first(float *p, vec v, long n) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+#else
+    for (long i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
+INLINE float total(vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(v);
+#elif defined(__AVX2__)
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+#else
+    float sum = 0;
+    for (int i = 0; i < L; i++) sum += v[i];
+    return sum;
+#endif
+}
+
+/* ---- a network */
+
+typedef struct {
+    long kind, in, out; /* channels, or features */
+    long h, w, kh, kw;  /* of the input image, of the kernel */
+    long weight, bias;  /* where they start in the flat vector */
+    int relu;
+    /* convolutions */
+    long ph, pw, run, runs, outs; /* pooled image; kw x in; run and out rounded up to vectors */
+    float *ahead, *bias_ahead;    /* (kh, run, outs): weights for the forward */
+    float *back;                  /* (out, kh, runs): for the input's gradient */
+    float *slope;                 /* (out, kh, runs): the weights' gradient */
+    int32_t *which;               /* (n, ph, pw, out): 0 to 3, the window's first maximum */
+    /* input of this layer and its gradient; per sample so many floats */
+    float *x, *dx;
+    long stride;
+} layer;
+
+typedef struct {
+    int32_t at;
+    float g;
+} entry;
+
+typedef struct {
+    long layers, most, size; /* size: of a sample */
+    long classes, stride;    /* of the scores */
+    layer l[MOST_LAYERS];
+    float *scores, *slope;   /* (n, stride) */
+    float *images, *dimages; /* the last convolution's output and its gradient */
+    int64_t *labels;
+    float *rows, *row;     /* two rows of a convolution's output; one output channel's weights */
+    entry *list;
+    void *memory;
+} net;
+
+/* How a parameter follows its gradient. */
+typedef struct {
+    float lr, momentum, decay, strength;
+    const float *anchor, *shift;
+    float *velocity;
+} rule;
+
+static long up(long n, long to) { return (n + to - 1) / to * to; }
+
+/* Buffers come from one block: first counted (block NULL), then handed out. */
+static void *take(char *block, size_t *used, long bytes) {
+    void *found = block ? block + *used : NULL;
+    *used += (size_t)up(bytes + 8 * L, 64);
+    return found;
+}
+
+static void place(net *n, char *block, size_t *used) {
+    long rows = 0, row = 0, list = 0, images = 0;
+    for (long k = 0; k < n->layers; k++) {
+        layer *l = &n->l[k];
+        l->x = take(block, used, 4 * l->stride * n->most);
+        l->dx = take(block, used, 4 * l->stride * n->most);
+        if (l->kind == LINEAR) continue;
+        long weights = l->kh * l->runs * l->out, windows = l->ph * l->pw;
+        l->ahead = take(block, used, 4 * l->kh * l->run * l->outs);
+        l->bias_ahead = take(block, used, 4 * l->outs);
+        l->back = take(block, used, 4 * weights);
+        l->slope = take(block, used, 4 * weights);
+        l->which = take(block, used, 4 * windows * l->out * n->most);
+        images = l[1].stride;
+        if (4 * l->pw * l->outs > rows) rows = 4 * l->pw * l->outs;
+        if (l->in * l->kh * l->kw > row) row = l->in * l->kh * l->kw;
+        if (windows > list) list = windows;
+        if (4 * l->out > list) list = 4 * l->out;
+    }
+    n->scores = take(block, used, 4 * n->stride * n->most);
+    n->slope = take(block, used, 4 * n->stride * n->most);
+    n->images = take(block, used, 4 * images * n->most);
+    n->dimages = take(block, used, 4 * images * n->most);
+    n->labels = take(block, used, 8 * n->most);
+    n->rows = take(block, used, 4 * rows);
+    n->row = take(block, used, 4 * row);
+    n->list = take(block, used, (long)sizeof(entry) * (list + 4 * L));
+}
+
+EXPORT void API(free)(net *n) {
+    if (n) free(n->memory);
+    free(n);
+}
+
+/* spec: FIELDS numbers a layer: kind, in, out, h, w, kh, kw, weight, bias, relu. NULL: no memory. */
+EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
+    if (layers < 1 || layers > MOST_LAYERS || most < 1) return NULL;
+    net *n = calloc(1, sizeof(net));
+    if (!n) return NULL;
+    n->layers = layers;
+    n->most = most;
+    for (long k = 0; k < layers; k++) {
+        layer *l = &n->l[k];
+        const int64_t *s = spec + FIELDS * k;
+        l->kind = s[0], l->in = s[1], l->out = s[2], l->h = s[3], l->w = s[4], l->kh = s[5], l->kw = s[6];
+        l->weight = s[7], l->bias = s[8], l->relu = (int)s[9];
+        long floats = l->in;
+        if (l->kind == CONVOLUTION) {
+            l->ph = (l->h - l->kh + 1) / 2, l->pw = (l->w - l->kw + 1) / 2;
+            l->run = l->kw * l->in, l->runs = up(l->run, L), l->outs = up(l->out, L);
+            floats *= l->h * l->w;
+        }
+        if (k == 0) n->size = floats;
+        /* One vector more than needed: samples a power of two apart would share cache lines' sets. */
+        l->stride = up(floats, 2 * L) + 16;
+    }
+    n->classes = n->l[layers - 1].out;
+    n->stride = up(n->classes, L);
+    size_t bytes = 0;
+    place(n, NULL, &bytes);
+    n->memory = aligned_alloc(64, bytes);
+    if (!n->memory) {
+        API(free)(n);
+        return NULL;
+    }
+    memset(n->memory, 0, bytes);
+    bytes = 0;
+    place(n, n->memory, &bytes);
+    return n;
+}
+
+/* ---- convolution, forward */
+
+/* P positions x V vectors of output channels; in: where each position's patch starts. */
+#define TILE(V, P)                                                                                  \
+    static void tile_##V##_##P(const layer *l, const float *const *in, long v0, float *out) {       \
+        const long across = l->w * l->in, run = l->run, outs = l->outs;                             \
+        const float *w = l->ahead + v0 * L;                                                         \
+        vec acc[P][V];                                                                              \
+        UNROLL for (int v = 0; v < V; v++) {                                                        \
+            vec b = load(l->bias_ahead + (v0 + v) * L);                                             \
+            UNROLL for (int p = 0; p < P; p++) acc[p][v] = b;                                       \
+        }                                                                                           \
+        for (long ky = 0; ky < l->kh; ky++)                                                         \
+            for (long r = ky * across; r < ky * across + run; r++, w += outs) {                     \
+                vec wv[V];                                                                          \
+                UNROLL for (int v = 0; v < V; v++) wv[v] = load(w + v * L);                         \
+                UNROLL for (int p = 0; p < P; p++) {                                                \
+                    float x = in[p][r];                                                             \
+                    UNROLL for (int v = 0; v < V; v++) acc[p][v] += wv[v] * x;                      \
+                }                                                                                   \
+            }                                                                                       \
+        UNROLL for (int p = 0; p < P; p++)                                                          \
+            UNROLL for (int v = 0; v < V; v++) store(out + p * outs + (v0 + v) * L, acc[p][v]);     \
+    }
+#define TILES6(V) TILE(V, 1) TILE(V, 2) TILE(V, 3) TILE(V, 4) TILE(V, 5) TILE(V, 6)
+#define TILES12(V) TILES6(V) TILE(V, 7) TILE(V, 8) TILE(V, 9) TILE(V, 10) TILE(V, 11) TILE(V, 12)
+#define NAMES6(V) {tile_##V##_1, tile_##V##_2, tile_##V##_3, tile_##V##_4, tile_##V##_5, tile_##V##_6}
+#define NAMES12(V)                                                                                  \
+    {tile_##V##_1, tile_##V##_2, tile_##V##_3, tile_##V##_4,  tile_##V##_5,  tile_##V##_6,          \
+     tile_##V##_7, tile_##V##_8, tile_##V##_9, tile_##V##_10, tile_##V##_11, tile_##V##_12}
+typedef void tile(const layer *, const float *const *, long, float *);
+TILES12(1)
+#if WIDE
+TILES12(2)
+TILES6(3)
+TILES6(4)
+static tile *const TILES[4][12] = {NAMES12(1), NAMES12(2), NAMES6(3), NAMES6(4)};
+enum { MOST_V = 4 };
+static const int MOST_P[4] = {12, 12, 6, 6};
+#else
+TILES6(2)
+static tile *const TILES[2][12] = {NAMES12(1), NAMES6(2)};
+enum { MOST_V = 2 };
+static const int MOST_P[2] = {12, 6};
+#endif
+
+/* Two rows of output, (2, 2 pw, outs), without relu. */
+static void two_rows(const layer *l, const float *in, float *rows, long py) {
+    const long count = 4 * l->pw, vectors = l->outs / L;
+    for (long v = 0; v < vectors;) {
+        const long wide = vectors - v < MOST_V ? vectors - v : MOST_V;
+        const long tiles = (count + MOST_P[wide - 1] - 1) / MOST_P[wide - 1];
+        for (long t = 0, p = 0; t < tiles; t++) {
+            const long end = count * (t + 1) / tiles;
+            const float *starts[12];
+            for (long i = p; i < end; i++) {
+                long right = i >= 2 * l->pw;
+                starts[i - p] = in + ((2 * py + right) * l->w + i - right * 2 * l->pw) * l->in;
+            }
+            TILES[wide - 1][end - p - 1](l, starts, v, rows + p * l->outs);
+            p = end;
+        }
+        v += wide;
+    }
+}
+
+/* relu and 2x2 maximum; as in ATen the first of equals is it, and NaN is larger than all. */
+static void pool_rows(const layer *l, const float *rows, float *out, int32_t *which) {
+    const long vectors = l->outs / L;
+    for (long x = 0; x < l->pw; x++)
+        for (long v = 0; v < vectors; v++) {
+            const float *upper = rows + 2 * x * l->outs + v * L, *lower = upper + 2 * l->pw * l->outs;
+            const vec other[3] = {load(upper + l->outs), load(lower), load(lower + l->outs)};
+            vec best = load(upper);
+            whole at = {0};
+            UNROLL for (int k = 0; k < 3; k++) {
+                whole larger = (other[k] > best) | (other[k] != other[k]);
+                best = (vec)choose(larger, (whole)other[k], (whole)best);
+                at = choose(larger, at - at + (k + 1), at);
+            }
+            /* Lanes beyond the last channel are overwritten by the next window. */
+            store(out + x * l->out + v * L, (vec)((whole)best & ~(best <= 0)));
+            *(loose_whole *)(which + x * l->out + v * L) = at;
+        }
+}
+
+static void convolve(const net *n, const layer *l, long samples, float *out, long stride) {
+    for (long s = 0; s < samples; s++)
+        for (long py = 0; py < l->ph; py++) {
+            long at = py * l->pw * l->out;
+            two_rows(l, l->x + s * l->stride, n->rows, py);
+            pool_rows(l, n->rows, out + s * stride + at, l->which + s * l->ph * l->pw * l->out + at);
+        }
+}
+
+/* Weights as the kernels read them. */
+static void repack(const layer *l, const float *w, int backward) {
+    const long taps = l->kh * l->kw, each = l->in * taps;
+    const float *from = w + l->weight;
+    for (long o = 0; o < l->out; o++) l->bias_ahead[o] = w[l->bias + o];
+    for (long i = 0; i < l->in; i++)
+        for (long k = 0; k < taps; k++) {
+            float *to = l->ahead + (k * l->in + i) * l->outs;
+            for (long o = 0; o < l->out; o++) to[o] = from[o * each + i * taps + k];
+        }
+    if (!backward) return;
+    for (long o = 0; o < l->out; o++)
+        for (long ky = 0; ky < l->kh; ky++)
+            for (long kx = 0; kx < l->kw; kx++) {
+                float *to = l->back + (o * l->kh + ky) * l->runs + kx * l->in;
+                for (long i = 0; i < l->in; i++) to[i] = from[o * each + i * taps + ky * l->kw + kx];
+            }
+}
+
+/* ---- convolution, backward */
+
+/* R rows of V vectors: to[r] += sum of g x from[at][r] over the list. */
+#define GATHER(R, V)                                                                                \
+    static void gather_##R##_##V(float *to, long to_row, const float *from, long from_row,          \
+                                 const entry *list, long entries) {                                 \
+        vec acc[R][V];                                                                              \
+        UNROLL for (int r = 0; r < R; r++)                                                          \
+            UNROLL for (int v = 0; v < V; v++) acc[r][v] = load(to + r * to_row + v * L);           \
+        for (long e = 0; e < entries; e++) {                                                        \
+            const float *x = from + list[e].at;                                                     \
+            const float g = list[e].g;                                                              \
+            UNROLL for (int r = 0; r < R; r++)                                                      \
+                UNROLL for (int v = 0; v < V; v++) acc[r][v] += load(x + r * from_row + v * L) * g; \
+        }                                                                                           \
+        UNROLL for (int r = 0; r < R; r++)                                                          \
+            UNROLL for (int v = 0; v < V; v++) store(to + r * to_row + v * L, acc[r][v]);           \
+    }
+typedef void gatherer(float *, long, const float *, long, const entry *, long);
+#define NAMES4(R) gather_##R##_1, gather_##R##_2, gather_##R##_3, gather_##R##_4
+GATHER(1, 1) GATHER(1, 2) GATHER(1, 3) GATHER(1, 4) GATHER(1, 5)
+GATHER(1, 6) GATHER(1, 7) GATHER(1, 8) GATHER(1, 9) GATHER(1, 10)
+GATHER(2, 1) GATHER(2, 2) GATHER(2, 3) GATHER(2, 4) GATHER(2, 5)
+GATHER(3, 1) GATHER(3, 2) GATHER(3, 3) GATHER(3, 4)
+GATHER(4, 1) GATHER(4, 2) GATHER(4, 3)
+GATHER(5, 1) GATHER(5, 2)
+#if WIDE
+GATHER(2, 6) GATHER(2, 7) GATHER(2, 8) GATHER(2, 9) GATHER(2, 10)
+GATHER(3, 5) GATHER(3, 6) GATHER(3, 7) GATHER(3, 8)
+GATHER(4, 4) GATHER(4, 5) GATHER(4, 6)
+GATHER(5, 3) GATHER(5, 4) GATHER(5, 5)
+static const int MOST_WIDE[5] = {10, 10, 8, 6, 5};
+static gatherer *const GATHERERS[5][10] = {
+    {NAMES4(1), gather_1_5, gather_1_6, gather_1_7, gather_1_8, gather_1_9, gather_1_10},
+    {NAMES4(2), gather_2_5, gather_2_6, gather_2_7, gather_2_8, gather_2_9, gather_2_10},
+    {NAMES4(3), gather_3_5, gather_3_6, gather_3_7, gather_3_8},
+    {NAMES4(4), gather_4_5, gather_4_6},
+    {gather_5_1, gather_5_2, gather_5_3, gather_5_4, gather_5_5},
+};
+#else
+static const int MOST_WIDE[5] = {10, 5, 4, 3, 2};
+static gatherer *const GATHERERS[5][10] = {
+    {NAMES4(1), gather_1_5, gather_1_6, gather_1_7, gather_1_8, gather_1_9, gather_1_10},
+    {NAMES4(2), gather_2_5},
+    {NAMES4(3)},
+    {gather_4_1, gather_4_2, gather_4_3},
+    {gather_5_1, gather_5_2},
+};
+#endif
+
+/* kh rows of ``runs`` floats, in pieces that fit into the registers. */
+static void gather(const layer *l, float *to, long to_row, const float *from, long from_row,
+                   const entry *list, long entries) {
+    const long vectors = l->runs / L;
+    for (long v = 0; v < vectors;) {
+        const long pieces = (vectors - v + MOST_WIDE[0] - 1) / MOST_WIDE[0];
+        const long wide = (vectors - v + pieces - 1) / pieces;
+        long rows = 5;
+        while (MOST_WIDE[rows - 1] < wide) rows--;
+        for (long ky = 0; ky < l->kh; ky += rows) {
+            const long high = l->kh - ky < rows ? l->kh - ky : rows;
+            GATHERERS[high - 1][wide - 1](to + ky * to_row + v * L, to_row, from + ky * from_row + v * L,
+                                          from_row, list, entries);
+        }
+        v += wide;
+    }
+}
+
+/* Sample after sample adds into the weights' gradient ``slope``; dx: also the input's gradient. */
+static void convolve_back(const net *n, const layer *l, long samples, const float *out, float *dout,
+                          long stride, int weights, int dx) {
+    const long windows = l->ph * l->pw, across = l->w * l->in, kernel = l->kh * l->runs;
+    const int32_t shift[4] = {0, (int32_t)l->in, (int32_t)across, (int32_t)(across + l->in)};
+    if (weights) memset(l->slope, 0, (size_t)(4 * kernel * l->out));
+    for (long s = 0; s < samples; s++) {
+        const float *x = l->x + s * l->stride;
+        const int32_t *which = l->which + s * windows * l->out;
+        float *g = dout + s * stride;
+        for (long i = 0; i < windows * l->out; i++) g[i] = out[s * stride + i] <= 0 ? 0 : g[i];
+        for (long o = 0; weights && o < l->out; o++) {
+            long entries = 0;
+            for (long py = 0, i = o; py < l->ph; py++)
+                for (long px = 0; px < l->pw; px++, i += l->out) {
+                    n->list[entries].at = (int32_t)(2 * (py * across + px * l->in)) + shift[which[i]];
+                    n->list[entries].g = g[i];
+                    entries += g[i] != 0;
+                }
+            if (entries) gather(l, l->slope + o * kernel, l->runs, x, across, n->list, entries);
+        }
+        if (!dx) continue;
+        float *to = l->dx + s * l->stride;
+        memset(to, 0, (size_t)(4 * l->stride));
+        for (long i = 0; i < windows; i++) {
+            long entries[4] = {0};
+            for (long o = 0; o < l->out; o++) {
+                const float v = g[i * l->out + o];
+                const int32_t at = which[i * l->out + o];
+                entry *e = n->list + at * l->out + entries[at];
+                e->at = (int32_t)(o * kernel), e->g = v;
+                entries[at] += v != 0;
+            }
+            float *corner = to + 2 * (i / l->pw * across + i % l->pw * l->in);
+            for (int k = 0; k < 4; k++)
+                if (entries[k])
+                    gather(l, corner + shift[k], across, l->back, l->runs, n->list + k * l->out, entries[k]);
+        }
+    }
+}
+
+/* ---- SGD */
+
+INLINE vec stepped(const rule *r, const int plain, long i, vec w, vec g, const int part, long n) {
+    if (plain) return w - g * r->lr;
+    if (r->decay != 0) g += w * r->decay;
+    if (r->anchor) g += (w - (part ? load_first(r->anchor + i, n) : load(r->anchor + i))) * r->strength;
+    if (r->shift) g += part ? load_first(r->shift + i, n) : load(r->shift + i);
+    if (r->velocity) {
+        g += (part ? load_first(r->velocity + i, n) : load(r->velocity + i)) * r->momentum;
+        if (part)
+            store_first(r->velocity + i, g, n);
+        else
+            store(r->velocity + i, g);
+    }
+    return w - g * r->lr;
+}
+
+/* w[at .. at + n - 1] follows the gradient g[0 .. n - 1]; i counts from the vectors' beginning. */
+static void descend(const rule *r, float *w, const float *g, long at, long n) {
+    long i = 0;
+    for (; i + L <= n; i += L) store(w + at + i, stepped(r, 0, at + i, load(w + at + i), load(g + i), 0, 0));
+    if (i == n) return;
+    vec last = stepped(r, 0, at + i, load_first(w + at + i, n - i), load_first(g + i, n - i), 1, n - i);
+    store_first(w + at + i, last, n - i);
+}
+
+static void put(int mode, const rule *r, float *w, float *g, const float *found, long at, long count) {
+    if (mode == UPDATE) descend(r, w, found, at, count);
+    if (mode == SET) memcpy(g + at, found, (size_t)(4 * count));
+    for (long i = 0; mode == ADD && i < count; i++) g[at + i] += found[i];
+}
+
+static void put_convolution(const net *n, const layer *l, int mode, const rule *r, float *w, float *g) {
+    const long taps = l->kh * l->kw, each = l->in * taps;
+    for (long o = 0; o < l->out; o++) {
+        for (long ky = 0; ky < l->kh; ky++)
+            for (long kx = 0; kx < l->kw; kx++) {
+                const float *from = l->slope + (o * l->kh + ky) * l->runs + kx * l->in;
+                float *to = n->row + ky * l->kw + kx;
+                for (long i = 0; i < l->in; i++) to[i * taps] = from[i];
+            }
+        put(mode, r, w, g, n->row, l->weight + o * each, each);
+    }
+}
+
+/* Sum of the gradient over samples and ``count`` windows, into out[0 .. width - 1]. */
+static void put_bias(const layer *l, long samples, const float *g, long stride, long count,
+                     int mode, const rule *r, float *w, float *slope) {
+    float sum[L];
+    for (long o = 0; o < l->out; o += L) {
+        const long part = l->out - o < L ? l->out - o : L;
+        vec acc = {0};
+        for (long s = 0; s < samples; s++)
+            for (long i = 0; i < count; i++) acc += load(g + s * stride + i * l->out + o);
+        store(sum, acc);
+        put(mode, r, w, slope, sum, l->bias + o, part);
+    }
+}
+
+/* ---- linear, forward */
+
+/* S samples x O outputs; rows of weights are ``in`` apart. */
+#define DOTS(S, O)                                                                                  \
+    static void dots_##S##_##O(const layer *l, const float *x, const float *w, const float *bias,   \
+                               float *y, long y_stride) {                                           \
+        const long in = l->in, xs = l->stride, rest = in % L;                                       \
+        vec acc[S][O];                                                                              \
+        UNROLL for (int s = 0; s < S; s++)                                                          \
+            UNROLL for (int o = 0; o < O; o++) acc[s][o] = (vec){0};                                \
+        for (long k = 0; k < in - rest; k += L) {                                                   \
+            vec wv[O];                                                                              \
+            UNROLL for (int o = 0; o < O; o++) wv[o] = load(w + o * in + k);                        \
+            UNROLL for (int s = 0; s < S; s++) {                                                    \
+                vec xv = load(x + s * xs + k);                                                      \
+                UNROLL for (int o = 0; o < O; o++) acc[s][o] += wv[o] * xv;                         \
+            }                                                                                       \
+        }                                                                                           \
+        if (rest) {                                                                                 \
+            vec wv[O];                                                                              \
+            UNROLL for (int o = 0; o < O; o++) wv[o] = load_first(w + o * in + in - rest, rest);    \
+            UNROLL for (int s = 0; s < S; s++) {                                                    \
+                vec xv = load(x + s * xs + in - rest);                                              \
+                UNROLL for (int o = 0; o < O; o++) acc[s][o] += wv[o] * xv;                         \
+            }                                                                                       \
+        }                                                                                           \
+        UNROLL for (int s = 0; s < S; s++)                                                          \
+            UNROLL for (int o = 0; o < O; o++) {                                                    \
+                float v = bias[o] + total(acc[s][o]);                                               \
+                y[s * y_stride + o] = l->relu && v <= 0 ? 0 : v;                                    \
+            }                                                                                       \
+    }
+#define DOTS5(O) DOTS(1, O) DOTS(2, O) DOTS(3, O) DOTS(4, O) DOTS(5, O)
+#define NAMES5(O) {dots_1_##O, dots_2_##O, dots_3_##O, dots_4_##O, dots_5_##O}
+typedef void dots(const layer *, const float *, const float *, const float *, float *, long);
+DOTS5(1)
+DOTS5(2)
+#if WIDE
+DOTS5(3)
+DOTS5(4)
+static dots *const DOTTERS[4][5] = {NAMES5(1), NAMES5(2), NAMES5(3), NAMES5(4)};
+enum { MOST_O = 4 };
+#else
+static dots *const DOTTERS[2][5] = {NAMES5(1), NAMES5(2)};
+enum { MOST_O = 2 };
+#endif
+
+static void connect(const layer *l, const float *w, long samples, float *y, long stride) {
+    const long blocks = (samples + 4) / 5;
+    for (long o = 0; o < l->out;) {
+        const long outs = l->out - o < MOST_O ? l->out - o : MOST_O;
+        for (long b = 0, s = 0; b < blocks; b++) {
+            const long end = samples * (b + 1) / blocks;
+            DOTTERS[outs - 1][end - s - 1](l, l->x + s * l->stride, w + l->weight + o * l->in,
+                                           w + l->bias + o, y + s * stride + o, stride);
+            s = end;
+        }
+        o += outs;
+    }
+}
+
+/* ---- linear, backward */
+
+typedef struct {
+    const layer *l;
+    const rule *r;
+    const float *dy; /* (samples, dy_stride) from the block's first output on */
+    long samples, dy_stride, row;
+    float *w, *g; /* of the whole network */
+} job;
+
+/* O outputs x V vectors of inputs from input k on; part: only so many inputs in the one vector. */
+INLINE void weave(const int O, const int V, const int mode, const int dx, const int plain, const job *j,
+                  long k, const int part, long n) {
+    const layer *l = j->l;
+    const long in = l->in, at = l->weight + j->row * in + k;
+    float *w = j->w + at, *g = j->g + at;
+    if (dx) {
+        vec wv[4][2];
+        UNROLL for (int o = 0; o < O; o++)
+            UNROLL for (int v = 0; v < V; v++)
+                wv[o][v] = part ? load_first(w + o * in, n) : load(w + o * in + v * L);
+        for (long s = 0; s < j->samples; s++) {
+            float *to = l->dx + s * l->stride + k;
+            const float *dy = j->dy + s * j->dy_stride;
+            vec sum[2];
+            UNROLL for (int v = 0; v < V; v++) sum[v] = load(to + v * L);
+            UNROLL for (int o = 0; o < O; o++) {
+                UNROLL for (int v = 0; v < V; v++) sum[v] += wv[o][v] * dy[o];
+            }
+            UNROLL for (int v = 0; v < V; v++) store(to + v * L, sum[v]);
+        }
+    }
+    if (mode == NONE) return;
+    vec acc[4][2];
+    UNROLL for (int o = 0; o < O; o++)
+        UNROLL for (int v = 0; v < V; v++) acc[o][v] = (vec){0};
+    for (long s = 0; s < j->samples; s++) {
+        const float *x = l->x + s * l->stride + k, *dy = j->dy + s * j->dy_stride;
+        vec xv[2];
+        UNROLL for (int v = 0; v < V; v++) xv[v] = load(x + v * L);
+        UNROLL for (int o = 0; o < O; o++) {
+            UNROLL for (int v = 0; v < V; v++) acc[o][v] += xv[v] * dy[o];
+        }
+    }
+    UNROLL for (int o = 0; o < O; o++)
+        UNROLL for (int v = 0; v < V; v++) {
+            const long i = o * in + v * L;
+            float *to = mode == UPDATE ? w + i : g + i;
+            vec found = acc[o][v];
+            if (mode != SET) {
+                vec old = part ? load_first(to, n) : load(to);
+                found = mode == ADD ? old + found : stepped(j->r, plain, at + i, old, found, part, n);
+            }
+            if (part)
+                store_first(to, found, n);
+            else
+                store(to, found);
+        }
+}
+
+INLINE void weave_rows(const int O, const int mode, const int dx, const int plain, const job *j, long from,
+                       long to) {
+    long k = from;
+    for (; k + 2 * L <= to; k += 2 * L) weave(O, 2, mode, dx, plain, j, k, 0, 0);
+    if (k + L <= to) weave(O, 1, mode, dx, plain, j, k, 0, 0), k += L;
+    if (k < to) weave(O, 1, mode, dx, plain, j, k, 1, to - k);
+}
+
+#define WEAVER(name, mode, dx, plain)                                                               \
+    static void name(const job *j, long outs, long from, long to) {                                 \
+        if (outs == 4)                                                                              \
+            weave_rows(4, mode, dx, plain, j, from, to);                                            \
+        else                                                                                        \
+            weave_rows(1, mode, dx, plain, j, from, to);                                            \
+    }
+typedef void weaver(const job *, long, long, long);
+WEAVER(weave_dx, NONE, 1, 0)
+WEAVER(weave_plain, UPDATE, 0, 1)
+WEAVER(weave_plain_dx, UPDATE, 1, 1)
+WEAVER(weave_update, UPDATE, 0, 0)
+WEAVER(weave_update_dx, UPDATE, 1, 0)
+WEAVER(weave_set, SET, 0, 0)
+WEAVER(weave_set_dx, SET, 1, 0)
+WEAVER(weave_add, ADD, 0, 0)
+WEAVER(weave_add_dx, ADD, 1, 0)
+static weaver *const WEAVERS[4][2] = {
+    {NULL, weave_dx}, {weave_update, weave_update_dx}, {weave_set, weave_set_dx}, {weave_add, weave_add_dx}};
+
+static int is_plain(const rule *r) {
+    return r->decay == 0 && !r->anchor && !r->shift && !r->velocity;
+}
+
+/* The matrix is read once and written once: its old values for dx, then its step. */
+static void connect_back(const layer *l, long samples, const float *dy, long dy_stride,
+                         int mode, int dx, const rule *r, float *w, float *g) {
+    weaver *work = WEAVERS[mode][dx];
+    if (mode == UPDATE && is_plain(r)) work = dx ? weave_plain_dx : weave_plain;
+    if (dx) memset(l->dx, 0, (size_t)(4 * samples * l->stride));
+    /* x and dx of so many inputs stay in the first-level cache. */
+    long chunk = up(5000 / (samples * (1 + dx)), 2 * L);
+    for (long from = 0; work && from < l->in; from += chunk) {
+        const long to = from + chunk < l->in ? from + chunk : l->in;
+        for (long o = 0; o < l->out;) {
+            const long outs = l->out - o < 4 ? 1 : 4;
+            const job j = {l, r, dy + o, samples, dy_stride, o, w, g};
+            work(&j, outs, from, to);
+            o += outs;
+        }
+    }
+    if (mode != NONE) put_bias(l, samples, dy, dy_stride, 1, mode, r, w, g);
+}
+
+/* ---- the whole network */
+
+/* One sample in torch's layout, as the first layer reads it. */
+static void enter(const net *n, const float *x, long s) {
+    const layer *l = &n->l[0];
+    float *to = l->x + s * l->stride;
+    const long pixels = l->h * l->w;
+    if (l->kind == LINEAR || l->in == 1) {
+        memcpy(to, x, (size_t)(4 * n->size));
+        return;
+    }
+    for (long c = 0; c < l->in; c++)
+        for (long i = 0; i < pixels; i++) to[i * l->in + c] = x[c * pixels + i];
+}
+
+/* Between a convolution and a linear layer: (windows, channels) and torch's (channels, windows). */
+INLINE void flatten(const layer *l, float *images, long stride, float *rows, long row, long samples,
+                    const int back) {
+    const long windows = l->ph * l->pw;
+    for (long s = 0; s < samples; s++)
+        for (long o = 0; o < l->out; o++)
+            for (long i = 0; i < windows; i++) {
+                float *image = images + s * stride + i * l->out + o, *flat = rows + s * row + o * windows + i;
+                if (back)
+                    *image = *flat;
+                else
+                    *flat = *image;
+            }
+}
+
+/* Scores of the samples in the first layer's x; learn: a backward pass follows. */
+static void forward(const net *n, const float *w, long samples, int learn) {
+    for (long k = 0; k < n->layers; k++) {
+        const layer *l = &n->l[k], *next = l + 1;
+        const int last = k + 1 == n->layers;
+        float *out = last ? n->scores : next->x;
+        const long stride = last ? n->stride : next->stride;
+        if (l->kind == LINEAR) {
+            connect(l, w, samples, out, stride);
+            continue;
+        }
+        repack(l, w, learn && k > 0);
+        convolve(n, l, samples, next->kind == LINEAR ? n->images : out, stride);
+        if (next->kind == LINEAR) flatten(l, n->images, stride, out, stride, samples, 0);
+    }
+}
+
+/* Loss of one sample. */
+static double cross_entropy(const net *n, long s, int64_t label) {
+    const float *score = n->scores + s * n->stride;
+    float most = score[0], sum = 0;
+    for (long c = 1; c < n->classes; c++)
+        if (score[c] > most) most = score[c];
+    for (long c = 0; c < n->classes; c++) sum += expf(score[c] - most);
+    return (double)(logf(sum) + most) - (double)score[label];
+}
+
+/* Gradients of scale x the sum of the samples' losses, by their scores. */
+static void softmax(const net *n, long samples, const int64_t *labels, float scale) {
+    for (long s = 0; s < samples; s++) {
+        const float *score = n->scores + s * n->stride;
+        float *slope = n->slope + s * n->stride, most = score[0], sum = 0;
+        for (long c = 1; c < n->classes; c++)
+            if (score[c] > most) most = score[c];
+        for (long c = 0; c < n->classes; c++) sum += slope[c] = expf(score[c] - most);
+        for (long c = 0; c < n->classes; c++) slope[c] *= scale / sum;
+        slope[labels[s]] -= scale;
+    }
+}
+
+/* trained: a flag a layer; what becomes of the gradient is ``mode`` there. */
+static void backward(const net *n, long samples, const uint8_t *trained, int mode, const rule *r, float *w,
+                     float *g) {
+    long lowest = 0;
+    while (trained && lowest < n->layers && !trained[lowest]) lowest++;
+    const float *dy = n->slope;
+    long stride = n->stride;
+    for (long k = n->layers - 1; k >= lowest; k--) {
+        const layer *l = &n->l[k], *next = l + 1;
+        const int last = k + 1 == n->layers, as = !trained || trained[k] ? mode : NONE;
+        if (!last) {
+            dy = next->dx, stride = next->stride;
+            if (l->kind == LINEAR && l->relu)
+                for (long s = 0; s < samples; s++)
+                    for (long i = 0; i < l->out; i++)
+                        next->dx[s * stride + i] = next->x[s * stride + i] <= 0 ? 0 : dy[s * stride + i];
+        }
+        if (l->kind == LINEAR) {
+            connect_back(l, samples, dy, stride, as, k > lowest, r, w, g);
+            continue;
+        }
+        const int flat = next->kind == LINEAR;
+        const float *out = flat ? n->images : next->x;
+        float *dout = flat ? n->dimages : next->dx;
+        if (flat) flatten(l, dout, stride, next->dx, stride, samples, 1);
+        convolve_back(n, l, samples, out, dout, stride, as != NONE, k > lowest);
+        if (as == NONE) continue;
+        put_convolution(n, l, as, r, w, g);
+        put_bias(l, samples, dout, stride, l->ph * l->pw, as, r, w, g);
+    }
+}
+
+static int known(const net *n, const int64_t *labels, long count) {
+    for (long i = 0; i < count; i++)
+        if (labels[i] < 0 || labels[i] >= n->classes) return 0;
+    return 1;
+}
+
+/* ---- what Python calls; 0: done, 1: a label or a row that is not there */
+
+/* Scores of samples x, (count, classes). */
+EXPORT int API(scores)(net *n, const float *w, const float *x, int64_t count, float *out) {
+    for (long from = 0; from < count; from += n->most) {
+        const long size = count - from < n->most ? count - from : n->most;
+        for (long s = 0; s < size; s++) enter(n, x + (from + s) * n->size, s);
+        forward(n, w, size, 0);
+        for (long s = 0; s < size; s++)
+            memcpy(out + (from + s) * n->classes, n->scores + s * n->stride, (size_t)(4 * n->classes));
+    }
+    return 0;
+}
+
+/* Adds the samples' losses to ``loss`` and their number of right answers to ``right``. */
+EXPORT int API(judge)(net *n, const float *w, const float *x, const int64_t *y, int64_t count, double *loss,
+               int64_t *right) {
+    if (!known(n, y, count)) return 1;
+    for (long from = 0; from < count; from += n->most) {
+        const long size = count - from < n->most ? count - from : n->most;
+        for (long s = 0; s < size; s++) enter(n, x + (from + s) * n->size, s);
+        forward(n, w, size, 0);
+        for (long s = 0; s < size; s++) {
+            const float *score = n->scores + s * n->stride;
+            long best = 0; /* as torch: the first of equals, and NaN is larger than all */
+            for (long c = 1; c < n->classes; c++)
+                if (score[c] > score[best] || (isnan(score[c]) && !isnan(score[best]))) best = c;
+            *right += best == y[from + s];
+            *loss += cross_entropy(n, s, y[from + s]);
+        }
+    }
+    return 0;
+}
+
+/* Gradient of scale x the sum of the samples' losses: into g, or added to it. scores: NULL or
+ * (count, classes). trained: NULL or a flag a layer; the gradients of other layers are left alone,
+ * and what lies below the lowest trained layer is left out. */
+EXPORT int API(slope)(net *n, const float *w, const float *x, const int64_t *y, int64_t count, float scale, float *g,
+               int64_t add, float *scores, const uint8_t *trained) {
+    if (!known(n, y, count)) return 1;
+    for (long from = 0; from < count; from += n->most) {
+        const long size = count - from < n->most ? count - from : n->most;
+        for (long s = 0; s < size; s++) enter(n, x + (from + s) * n->size, s);
+        forward(n, w, size, 1);
+        for (long s = 0; scores && s < size; s++)
+            memcpy(scores + (from + s) * n->classes, n->scores + s * n->stride, (size_t)(4 * n->classes));
+        softmax(n, size, y + from, scale);
+        /* Modes other than UPDATE do not write to w. */
+        backward(n, size, trained, add || from ? ADD : SET, NULL, (float *)(uintptr_t)w, g);
+    }
+    return 0;
+}
+
+/* SGD in place on w over batches of the samples order[0 .. count - 1], rows of x and y.
+ * g: scratch of w's length, used where a batch is larger than the workspace. */
+EXPORT int API(train)(net *n, float *w, float *g, const float *x, const int64_t *y, int64_t rows,
+               const int64_t *order, int64_t count, int64_t batch, const rule *r, const uint8_t *trained) {
+    for (long i = 0; i < count; i++)
+        if (order[i] < 0 || order[i] >= rows || !known(n, y + order[i], 1)) return 1;
+    for (long first = 0; first < count; first += batch) {
+        const long all = count - first < batch ? count - first : batch;
+        for (long from = 0; from < all; from += n->most) {
+            const long size = all - from < n->most ? all - from : n->most;
+            const int mode = all <= n->most ? UPDATE : from ? ADD : SET;
+            for (long s = 0; s < size; s++) {
+                const int64_t row = order[first + from + s];
+                enter(n, x + row * n->size, s);
+                n->labels[s] = y[row];
+            }
+            forward(n, w, size, 1);
+            softmax(n, size, n->labels, 1.0f / (float)all);
+            backward(n, size, trained, mode, r, w, g);
+        }
+        for (long k = 0; all > n->most && k < n->layers; k++) {
+            const layer *l = &n->l[k];
+            const long each = l->kind == LINEAR ? l->in : l->in * l->kh * l->kw;
+            if (trained && !trained[k]) continue;
+            descend(r, w, g + l->weight, l->weight, each * l->out);
+            descend(r, w, g + l->bias, l->bias, l->out);
+        }
+    }
+    return 0;
+}

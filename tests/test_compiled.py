@@ -1,0 +1,376 @@
+"""The compiled engine against autograd in float64, and against the reference engine."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from amn_mpi import compiled, models, native
+from amn_mpi.compiled import CompiledEngine, Network
+from amn_mpi.config import Local, Model
+from amn_mpi.local import Engine
+from amn_mpi.methods.base import Pull
+from amn_mpi.params import ParameterLayout, Part, vector_of
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "there")
+SETS = native.runnable()
+DEEP = nn.Sequential(nn.Flatten(), nn.Linear(17, 33), nn.ReLU(), nn.Linear(33, 7), nn.ReLU(), nn.Linear(7, 4))
+WIDE = nn.Sequential(  # uneven everywhere
+    nn.Conv2d(2, 5, (3, 2)), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 70, (1, 4)), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Conv2d(70, 19, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(38, 3),
+)  # fmt: skip
+CASES = {
+    "linear": ("linear", (1, 28, 28), 10),
+    "linear-one": ("linear", (1,), 2),
+    "mlp": ("mlp", (1, 28, 28), 10),
+    "mlp-digits": ("mlp", (1, 8, 8), 10),
+    "mlp-17": ("mlp", (17,), 5),
+    "deep": ("deep", (17,), 4),
+    "cnn": ("cnn", (1, 28, 28), 10),
+    "cnn-colour": ("cnn", (3, 32, 32), 10),
+    "lenet5": ("lenet5", (1, 28, 28), 10),
+    "lenet5-colour": ("lenet5", (3, 32, 32), 100),
+    "lenet5-odd": ("lenet5", (1, 29, 31), 7),
+    "lenet5-least": ("lenet5", (1, 16, 17), 7),
+    "wide": ("wide", (2, 22, 26), 3),
+}
+
+
+def network(case: str) -> tuple[nn.Module, tuple[int, ...], int]:
+    name, shape, classes = CASES[case]
+    if name in ("deep", "wide"):
+        return copy.deepcopy(DEEP if name == "deep" else WIDE), shape, classes
+    return models.build(Model(name, hidden=37), shape, classes, 3), shape, classes
+
+
+def samples(shape: tuple[int, ...], classes: int, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(n, *shape, generator=draw), torch.randint(0, classes, (n,), generator=draw)
+
+
+def exact(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """(scores, gradient of the mean loss, mean loss) in float64."""
+    double = copy.deepcopy(module).double()
+    scores = double(x.double())
+    loss = functional.cross_entropy(scores, y)
+    loss.backward()
+    gradient = torch.cat([p.grad.reshape(-1) for p in double.parameters()])
+    return scores.detach(), gradient, loss.item()
+
+
+def close(found: torch.Tensor, right: torch.Tensor, within: float = 2e-6) -> None:
+    """Close in norm: an element may be a difference of large terms."""
+    scale = float(right.abs().max()) or 1.0
+    assert float((found.double() - right).abs().max()) <= within * scale
+
+
+# ---- scores, gradients, losses
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("case", CASES)
+def test_scores_losses_and_gradients_are_autograds(case: str, instructions: str) -> None:
+    module, shape, classes = network(case)
+    w = vector_of(module)
+    made = Network(module, shape, 16, instructions)
+    for n in (1, 7, 10, 50):  # 50 = 16 + 16 + 16 + 2
+        x, y = samples(shape, classes, n, n)
+        scores, gradient, loss = exact(module, x, y)
+        close(made.scores(w, x), scores)
+        total, right = made.judge(w, x, y)
+        assert total / n == pytest.approx(loss, rel=2e-6)
+        assert right == int((scores.argmax(1) == y).sum())
+        g, out = torch.full_like(w, 7.0), torch.empty(n, classes)
+        made.slope(w, x, y, 1 / n, g, scores=out)
+        close(out, scores)
+        for tensor in ParameterLayout.of(module).tensors:
+            piece = slice(tensor.start, tensor.start + tensor.size)
+            close(g[piece], gradient[piece], 1e-5)
+        made.slope(w, x, y, 0.5 / n, g, add=True)
+        close(g, gradient * 1.5, 1e-5)
+
+
+@pytest.mark.parametrize("instructions", SETS)
+def test_ties_in_pooling_go_to_the_first_and_dead_units_learn_nothing(instructions: str) -> None:
+    module, shape, classes = network("lenet5")
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 2, (6, *shape), generator=draw).float()
+    x[:, :, :14] = 0.0  # equal patches, as the border of a digit has them
+    y = torch.arange(6) % classes
+    with torch.no_grad():  # whole numbers: sums are exact, so ties are ties in every arithmetic
+        for name, parameter in module.named_parameters():
+            values = torch.randint(-1, 2, parameter.shape, generator=draw).float()
+            parameter.copy_(values / (64 if name.startswith("fc") else 1))
+    w, g = vector_of(module), torch.empty(ParameterLayout.of(module).size)
+    Network(module, shape, 6, instructions).slope(w, x, y, 1 / 6, g)
+    single = copy.deepcopy(module)
+    functional.cross_entropy(single(x), y).backward()
+    reference = torch.cat([p.grad.reshape(-1) for p in single.parameters()])
+    close(g, reference.double(), 1e-5)
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("case", ["mlp", "lenet5", "cnn"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_none(case: str, wrong: float, instructions: str) -> None:
+    module, shape, classes = network(case)
+    w, (x, y) = vector_of(module), samples(shape, classes, 5)
+    made, g = Network(module, shape, 5, instructions), torch.zeros_like(vector_of(module))
+    x[3, ..., 5, 5] = wrong
+    scores = made.scores(w, x)
+    assert not scores[3].isfinite().any() and scores[[0, 1, 2, 4]].isfinite().all()
+    made.slope(w, x, y, 0.2, g)
+    for tensor in ParameterLayout.of(module).tensors:
+        assert not g[tensor.start : tensor.start + tensor.size].isfinite().all()
+    assert not np.isfinite(made.judge(w, x, y)[0])
+    x[3] = 0.0
+    made.slope(w, x, y, 0.2, g)  # and leaves nothing behind
+    assert g.isfinite().all()
+    w[0] = wrong
+    made.slope(w, x, y, 0.2, g)
+    assert not g.isfinite().all()
+
+
+@pytest.mark.parametrize("case", ["deep", "lenet5", "wide"])
+def test_what_is_frozen_is_left_alone(case: str) -> None:
+    module, shape, classes = network(case)
+    w, (x, y) = vector_of(module), samples(shape, classes, 6)
+    made, layout = Network(module, shape, 6), ParameterLayout.of(module)
+    whole, g = torch.empty_like(w), torch.empty_like(w)
+    made.slope(w, x, y, 1 / 6, whole)
+    groups = layout.groups
+    for flags in np.ndindex(*(2,) * len(groups)):
+        g.fill_(-3.0)
+        made.slope(w, x, y, 1 / 6, g, trained=np.array(flags, dtype=np.uint8))
+        for flag, group in zip(flags, groups):
+            piece = slice(group.start, group.stop)
+            assert torch.equal(g[piece], whole[piece] if flag else torch.full((group.size,), -3.0))
+
+
+def test_labels_and_rows_have_to_be_there() -> None:
+    module, shape, classes = network("mlp-17")
+    made, w, (x, y) = Network(module, shape, 4), vector_of(module), samples(shape, classes, 6)
+    y[3] = classes
+    with pytest.raises(IndexError):
+        made.judge(w, x, y)
+    with pytest.raises(IndexError):
+        made.slope(w, x, y, 1.0, torch.empty_like(w))
+    for order in ([0, 3], [0, 6], [-1]):
+        with pytest.raises(IndexError):
+            made.train(w, w.clone(), x, y, np.array(order), 2, native.Rule(0.1))
+
+
+# ---- training
+
+
+def engine(kind: type[Engine], case: str, local: Local, eval_batch: int = 20, tick=lambda: None) -> Engine:
+    module, shape, _ = network(case)
+    return kind(module, ParameterLayout.of(module), local, shape, eval_batch, torch.device("cpu"), tick)
+
+
+def order(seed: int = 8) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+OPTIONS = {
+    "plain": ({}, {}),
+    "steps": ({"steps": 5}, {}),
+    "decay": ({"weight_decay": 0.05}, {}),
+    "momentum": ({"momentum": 0.9}, {}),
+    "pull": ({}, {"pull": 0.3}),
+    "shift": ({}, {"shift": True}),
+    "first": ({}, {"only": 0}),
+    "last": ({"momentum": 0.5}, {"only": -1}),
+    "outer": ({"weight_decay": 0.1}, {"only": slice(None, None, 2)}),
+    "part of a layer": ({"momentum": 0.5}, {"only": "half"}),
+    "all": ({"momentum": 0.9, "weight_decay": 0.05}, {"pull": 0.3, "shift": True, "only": slice(1, None)}),
+    "nothing": ({}, {"only": slice(0, 0)}),
+    "large batch": ({"batch_size": 70, "momentum": 0.9}, {"pull": 0.1}),
+}
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("case", ["deep", "mlp-digits", "lenet5"])
+def test_training_is_the_reference_engines(
+    case: str, option: str, instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMN_NATIVE", instructions)
+    own, terms = OPTIONS[option]
+    local = Local(**{"batch_size": 10, "epochs": 2, "lr": 0.1, **own})
+    shape, classes = CASES[case][1:]
+    x, y = samples(shape, classes, 73 if "batch_size" in own else 23)
+    results = []
+    for kind in (Engine, CompiledEngine):
+        made = engine(kind, case, local)
+        start = vector_of(network(case)[0])
+        draw = torch.Generator().manual_seed(4)
+        noise = [torch.randn(len(start), generator=draw) * 0.01 for _ in range(2)]
+        given = {}
+        if "pull" in terms:
+            given["pull"] = Pull(start + noise[0], terms["pull"])
+        if "shift" in terms:
+            given["shift"] = noise[1]
+        if "only" in terms:
+            groups = made.layout.groups
+            chosen = terms["only"]
+            if chosen == "half":
+                given["only"] = Part(((groups[-1].start, groups[-1].start + 9),))
+            else:
+                given["only"] = Part.of(groups[chosen] if isinstance(chosen, slice) else [groups[chosen]])
+        for _ in range(2):  # the second finds the workspace used
+            result = made.train(start, x, y, order(), **given).clone()
+        results.append(result)
+        assert torch.equal(start, vector_of(network(case)[0]))
+    reference, found = results
+    moved = (reference - start).abs().max()
+    assert (moved > 0) == (option != "nothing")
+    assert torch.equal(found == start, reference == start) or (found - reference).abs().max() <= 1e-5 * moved
+    assert (found - reference).abs().max() <= 1e-3 * moved
+
+
+@pytest.mark.parametrize("case", ["linear", "mlp", "cnn", "lenet5"])
+def test_a_local_epoch_ends_where_the_reference_engine_does(case: str) -> None:
+    shape, classes = CASES[case][1:]
+    local = Local(batch_size=10, epochs=1, lr=0.05)
+    x, y = samples(shape, classes, 57)
+    start = vector_of(network(case)[0])
+    expected = engine(Engine, case, local).train(start, x, y, order())
+    found = engine(CompiledEngine, case, local).train(start, x, y, order())
+    assert (found - expected).norm() <= 2e-5 * (expected - start).norm()
+
+
+@pytest.mark.parametrize("case", ["mlp-17", "lenet5"])
+def test_the_rest_of_the_engine(case: str) -> None:
+    shape, classes = CASES[case][1:]
+    local = Local(batch_size=6, epochs=1, lr=0.1, weight_decay=0.01)
+    x, y = samples(shape, classes, 45)
+    start = vector_of(network(case)[0])
+    both = [engine(kind, case, local, 20) for kind in (Engine, CompiledEngine)]
+    a, b = ((made.gradient(start, x, y), made.loss(start, x, y), made.correct(start, x, y)) for made in both)
+    close(b[0], a[0].double(), 1e-5)
+    assert b[1] == pytest.approx(a[1], rel=1e-5) and b[2] == a[2]
+    for _ in zip(*(made.batches(x, y, order()) for made in both)):
+        one, other = (made.slope(start) for made in both)
+        close(other, one.double(), 1e-5)
+        assert both[1].batch_loss() == pytest.approx(both[0].batch_loss(), rel=1e-5)
+    double = both[1].correct(start, x.double().transpose(0, -1).contiguous().transpose(0, -1), y.int())
+    assert double == a[2]
+    nothing = x[:0], y[:0]
+    assert both[1].correct(start, *nothing) == 0 == both[1].loss(start, *nothing)
+    assert not both[1].gradient(start, *nothing).any()
+
+
+def test_ticks_come_between_the_calls() -> None:
+    ticks: list[int] = []
+    made = engine(CompiledEngine, "lenet5", Local(batch_size=2, epochs=3), tick=lambda: ticks.append(1))
+    made.train(vector_of(network("lenet5")[0]), *samples((1, 28, 28), 10, 31), order())
+    assert 3 <= len(ticks) <= made.steps(31)
+
+
+# ---- bit by bit
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("case", ["mlp-17", "mlp", "lenet5", "cnn"])
+def test_results_depend_on_the_numbers_alone(case: str, instructions: str) -> None:
+    module, shape, classes = network(case)
+    w, (x, y) = vector_of(module), samples(shape, classes, 23)
+    numbers = order().permutation(23)
+    rule = native.Rule(0.1)
+    fresh, used = Network(module, shape, 10, instructions), Network(module, shape, 10, instructions)
+
+    def trained(made: Network, offset: int, calls: int) -> torch.Tensor:
+        """Everything ``offset`` floats away from where it would be."""
+        own, g, rows = (moved(t, offset) for t in (w, w, x))
+        for part in np.split(numbers, [10, 20]) if calls > 1 else [numbers]:
+            made.train(own, g, rows, y, np.ascontiguousarray(part), 10, rule)
+        return own.clone()
+
+    once = trained(fresh, 0, 1)
+    assert torch.equal(trained(fresh, 0, 3), once)
+    wrong = x.clone()
+    wrong[::2] = float("nan")
+    used.slope(w * 3, wrong, y, 1.0, torch.empty_like(w))
+    used.scores(w, x[:3])
+    for offset in (0, 1, 3, 7, 13):
+        assert torch.equal(trained(used, offset, 1), once)
+    g, h = torch.empty_like(w), moved(w, 5)
+    fresh.slope(w, x[:7], y[:7], 0.3, g)
+    used.slope(moved(w, 3), moved(x[:7], 1), y[:7], 0.3, h)
+    assert torch.equal(g, h)
+
+
+def moved(tensor: torch.Tensor, offset: int) -> torch.Tensor:
+    room = torch.empty(tensor.numel() + offset)
+    room[offset:] = tensor.reshape(-1)
+    return room[offset:].view(tensor.shape)
+
+
+# ---- which networks, and where
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_which_networks_fit(name: str) -> None:
+    module = models.build(Model(name), (1, 28, 28), 10, 0)
+    assert compiled.fits(module, (1, 28, 28)) == (name in ("linear", "mlp", "cnn", "lenet5"))
+    assert not compiled.fits(module, (2, 9, 9))
+
+
+def test_other_networks_do_not_fit() -> None:
+    rest = [nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 36, 2)]
+    assert compiled.fits(nn.Sequential(nn.Conv2d(1, 4, 3), *rest), (1, 14, 14))
+    for conv in (
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(1, 4, 3, stride=2),
+        nn.Conv2d(1, 4, 3, dilation=2),
+        nn.Conv2d(1, 4, 3, bias=False),
+    ):
+        assert not compiled.fits(nn.Sequential(conv, *rest), (1, 14, 14))
+    plain = nn.Conv2d(1, 4, 3)
+    for pool in (nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2)):
+        assert not compiled.fits(nn.Sequential(plain, nn.ReLU(), pool, *rest[2:]), (1, 14, 14))
+    assert not compiled.fits(DEEP[1:], (17,))
+    assert not compiled.fits(DEEP, (18,))
+    assert not compiled.fits(copy.deepcopy(DEEP).double(), (17,))
+    assert not compiled.fits(DEEP[:-1], (17,))
+
+
+def test_the_environment_sets_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMN_NATIVE", "generic")
+    assert native.available() == "generic" and native.runnable() == ("generic",)
+    monkeypatch.setenv("AMN_NATIVE", "off")
+    assert native.available() == "" and "off" in native.reason()
+    assert not compiled.fits(DEEP, (17,))
+    with pytest.raises(RuntimeError, match="off"):
+        Network(DEEP, (17,), 3)
+    monkeypatch.setenv("AMN_NATIVE", "sse9")
+    assert native.available() == "" and "sse9" in native.reason()
+
+
+def test_it_builds_anywhere_and_says_why_it_does_not(tmp_path: Path) -> None:
+    from amn_mpi.native import build
+
+    missing = {**os.environ, "CC": "", "PATH": str(tmp_path)}
+    code = (
+        "import sysconfig, pathlib; sysconfig.get_config_var = lambda name: None\n"
+        "from amn_mpi.native import build\n"
+        "try: build.build(pathlib.Path('x/libsteps.so'))\n"
+        "except build.BuildError as error: print(error)"
+    )
+    root = Path(build.__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=missing, capture_output=True, text=True, timeout=60
+    )
+    assert "no C compiler" in done.stdout, done.stderr
+    assert importlib.util.find_spec("amn_mpi.native.build") is not None
