@@ -11,6 +11,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,9 @@ def specification(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | Non
     """
     if type(module) is not nn.Sequential:
         return None
-    children, rows, at = list(module.children()), [], 0
+    children: list[Any] = list(module.children())
+    rows: list[tuple[int, ...]] = []
+    at = 0
     while children and type(children[0]) is nn.Conv2d:
         if len(shape) != 3 or not _convolves(children[:3]) or children[0].in_channels != shape[0]:
             return None
@@ -315,7 +318,7 @@ class CompiledEngine(Engine):
         return flags
 
 
-def _convolves(layers: list[nn.Module]) -> bool:
+def _convolves(layers: list[Any]) -> bool:
     """Whether they are convolution, ReLU, 2x2 max-pooling, without padding and strides of their own."""
     if [type(layer) for layer in layers] != [nn.Conv2d, nn.ReLU, nn.MaxPool2d]:
         return False

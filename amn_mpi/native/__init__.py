@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
+from typing import Any
 
 from amn_mpi.native.build import FOLDER, LIBRARY, SETS, sources
 
@@ -28,26 +29,31 @@ class Rule(ctypes.Structure):
     ]
 
 
-_P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-SIGNATURES = {
-    "new": (_P, [_P, _N, _N]),
-    "free": (None, [_P]),
-    "scores": (ctypes.c_int, [_P, _P, _P, _N, _P]),
-    "judge": (ctypes.c_int, [_P, _P, _P, _P, _N, _P, _P]),
-    "slope": (ctypes.c_int, [_P, _P, _P, _P, _N, _F, _P, _N, _P, _P]),
-    "train": (ctypes.c_int, [_P, _P, _P, _P, _P, _N, _P, _N, _N, ctypes.POINTER(Rule), _P]),
-}
-
-
 class Functions:
     """The library's functions in one instruction set, by their names in ``steps.c``."""
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
-        self.instructions = name
-        for function, (result, arguments) in SIGNATURES.items():
-            found = getattr(library, f"amn_{name}_{function}")
+        def function(short: str, result: Any, *arguments: Any) -> Any:
+            found = getattr(library, f"amn_{name}_{short}")
             found.restype, found.argtypes = result, arguments
-            setattr(self, function, found)
+            return found
+
+        pointer, number, status = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        batch = (pointer, pointer, pointer, pointer, number)  # network, w, x, y, samples
+        self.instructions = name
+        self.new = function("new", pointer, pointer, number, number)
+        self.free = function("free", None, pointer)
+        self.scores = function("scores", status, pointer, pointer, pointer, number, pointer)
+        self.judge = function("judge", status, *batch, pointer, pointer)
+        self.slope = function("slope", status, *batch, ctypes.c_float, pointer, number, pointer, pointer)
+        self.train = function(
+            "train",
+            status,
+            *(pointer,) * 5,
+            *(number, pointer, number, number),
+            ctypes.POINTER(Rule),
+            pointer,
+        )
 
 
 def available() -> str:
