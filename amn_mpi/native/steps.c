@@ -35,6 +35,16 @@ typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias
 typedef int32_t whole __attribute__((vector_size(4 * LANES)));
 typedef int32_t loose_whole __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+/* Few channels are better served by two instructions of half the width a cycle. */
+enum { HALF = LANES / 2 };
+typedef float half __attribute__((vector_size(2 * LANES)));
+typedef float loose_half __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+#if LANES == 16
+#define HALVES 1
+#else
+#define HALVES 0
+#endif
+
 /* Accumulators that fit into the registers beside the operands. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define WIDE 1
@@ -58,7 +68,8 @@ INLINE vec load_first(const float *p, long n) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #else
     float part[L] = {0};
-    for (long i = 0; i < n; i++) part[i] = p[i];
+    for (long i = 0; i < n; i++)
+        part[i] = p[i];
     return load(part);
 #endif
 }
@@ -67,7 +78,8 @@ INLINE void store_first(float *p, vec v, long n) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
 #else
-    for (long i = 0; i < n; i++) p[i] = v[i];
+    for (long i = 0; i < n; i++)
+        p[i] = v[i];
 #endif
 }
 
@@ -80,7 +92,8 @@ INLINE float total(vec v) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 #else
     float sum = 0;
-    for (int i = 0; i < L; i++) sum += v[i];
+    for (int i = 0; i < L; i++)
+        sum += v[i];
     return sum;
 #endif
 }
@@ -115,7 +128,7 @@ typedef struct {
     float *scores, *slope;   /* (n, stride) */
     float *images, *dimages; /* the last convolution's output and its gradient */
     int64_t *labels;
-    float *rows, *row;     /* two rows of a convolution's output; one output channel's weights */
+    float *rows, *row; /* two rows of a convolution's output; one output channel's weights */
     entry *list;
     void *memory;
 } net;
@@ -127,6 +140,7 @@ typedef struct {
     float *velocity;
 } rule;
 
+static long fitting(long n) { return HALVES && n <= HALF ? HALF : L; }
 static long up(long n, long to) { return (n + to - 1) / to * to; }
 
 /* Buffers come from one block: first counted (block NULL), then handed out. */
@@ -142,7 +156,8 @@ static void place(net *n, char *block, size_t *used) {
         layer *l = &n->l[k];
         l->x = take(block, used, 4 * l->stride * n->most);
         l->dx = take(block, used, 4 * l->stride * n->most);
-        if (l->kind == LINEAR) continue;
+        if (l->kind == LINEAR)
+            continue;
         long weights = l->kh * l->runs * l->out, windows = l->ph * l->pw;
         l->ahead = take(block, used, 4 * l->kh * l->run * l->outs);
         l->bias_ahead = take(block, used, 4 * l->outs);
@@ -150,10 +165,14 @@ static void place(net *n, char *block, size_t *used) {
         l->slope = take(block, used, 4 * weights);
         l->which = take(block, used, 4 * windows * l->out * n->most);
         images = l[1].stride;
-        if (4 * l->pw * l->outs > rows) rows = 4 * l->pw * l->outs;
-        if (l->in * l->kh * l->kw > row) row = l->in * l->kh * l->kw;
-        if (windows > list) list = windows;
-        if (4 * l->out > list) list = 4 * l->out;
+        if (4 * l->pw * l->outs > rows)
+            rows = 4 * l->pw * l->outs;
+        if (l->in * l->kh * l->kw > row)
+            row = l->in * l->kh * l->kw;
+        if (windows > list)
+            list = windows;
+        if (4 * l->out > list)
+            list = 4 * l->out;
     }
     n->scores = take(block, used, 4 * n->stride * n->most);
     n->slope = take(block, used, 4 * n->stride * n->most);
@@ -166,15 +185,18 @@ static void place(net *n, char *block, size_t *used) {
 }
 
 EXPORT void API(free)(net *n) {
-    if (n) free(n->memory);
+    if (n)
+        free(n->memory);
     free(n);
 }
 
 /* spec: FIELDS numbers a layer: kind, in, out, h, w, kh, kw, weight, bias, relu. NULL: no memory. */
 EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
-    if (layers < 1 || layers > MOST_LAYERS || most < 1) return NULL;
+    if (layers < 1 || layers > MOST_LAYERS || most < 1)
+        return NULL;
     net *n = calloc(1, sizeof(net));
-    if (!n) return NULL;
+    if (!n)
+        return NULL;
     n->layers = layers;
     n->most = most;
     for (long k = 0; k < layers; k++) {
@@ -185,10 +207,12 @@ EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
         long floats = l->in;
         if (l->kind == CONVOLUTION) {
             l->ph = (l->h - l->kh + 1) / 2, l->pw = (l->w - l->kw + 1) / 2;
-            l->run = l->kw * l->in, l->runs = up(l->run, L), l->outs = up(l->out, L);
+            l->run = l->kw * l->in, l->runs = up(l->run, fitting(l->run)),
+            l->outs = up(l->out, fitting(l->out));
             floats *= l->h * l->w;
         }
-        if (k == 0) n->size = floats;
+        if (k == 0)
+            n->size = floats;
         /* One vector more than needed: samples a power of two apart would share cache lines' sets. */
         l->stride = up(floats, 2 * L) + 16;
     }
@@ -210,32 +234,45 @@ EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
 /* ---- convolution, forward */
 
 /* P positions x V vectors of output channels; in: where each position's patch starts. */
-#define TILE(V, P)                                                                                  \
-    static void tile_##V##_##P(const layer *l, const float *const *in, long v0, float *out) {       \
-        const long across = l->w * l->in, run = l->run, outs = l->outs;                             \
-        const float *w = l->ahead + v0 * L;                                                         \
-        vec acc[P][V];                                                                              \
-        UNROLL for (int v = 0; v < V; v++) {                                                        \
-            vec b = load(l->bias_ahead + (v0 + v) * L);                                             \
-            UNROLL for (int p = 0; p < P; p++) acc[p][v] = b;                                       \
-        }                                                                                           \
-        for (long ky = 0; ky < l->kh; ky++)                                                         \
-            for (long r = ky * across; r < ky * across + run; r++, w += outs) {                     \
-                vec wv[V];                                                                          \
-                UNROLL for (int v = 0; v < V; v++) wv[v] = load(w + v * L);                         \
-                UNROLL for (int p = 0; p < P; p++) {                                                \
-                    float x = in[p][r];                                                             \
-                    UNROLL for (int v = 0; v < V; v++) acc[p][v] += wv[v] * x;                      \
-                }                                                                                   \
-            }                                                                                       \
-        UNROLL for (int p = 0; p < P; p++)                                                          \
-            UNROLL for (int v = 0; v < V; v++) store(out + p * outs + (v0 + v) * L, acc[p][v]);     \
+#define TILE_OF(name, type, loose, V, P)                                                        \
+    static void name##_##V##_##P(const layer *l, const float *const *in, long v0, float *out) { \
+        const long across = l->w * l->in, run = l->run, outs = l->outs;                         \
+        const long lanes = sizeof(type) / 4;                                                    \
+        const float *w = l->ahead + v0 * lanes;                                                 \
+        type acc[P][V];                                                                         \
+        UNROLL                                                                                  \
+        for (int v = 0; v < V; v++) {                                                           \
+            type b = *(const loose *)(l->bias_ahead + (v0 + v) * lanes);                        \
+            UNROLL                                                                              \
+            for (int p = 0; p < P; p++)                                                         \
+                acc[p][v] = b;                                                                  \
+        }                                                                                       \
+        for (long ky = 0; ky < l->kh; ky++)                                                     \
+            for (long r = ky * across; r < ky * across + run; r++, w += outs) {                 \
+                type wv[V];                                                                     \
+                UNROLL                                                                          \
+                for (int v = 0; v < V; v++)                                                     \
+                    wv[v] = *(const loose *)(w + v * lanes);                                    \
+                UNROLL                                                                          \
+                for (int p = 0; p < P; p++) {                                                   \
+                    float x = in[p][r];                                                         \
+                    UNROLL                                                                      \
+                    for (int v = 0; v < V; v++)                                                 \
+                        acc[p][v] += wv[v] * x;                                                 \
+                }                                                                               \
+            }                                                                                   \
+        UNROLL                                                                                  \
+        for (int p = 0; p < P; p++)                                                             \
+            UNROLL                                                                              \
+        for (int v = 0; v < V; v++)                                                             \
+            *(loose *)(out + p * outs + (v0 + v) * lanes) = acc[p][v];                          \
     }
+#define TILE(V, P) TILE_OF(tile, vec, loose, V, P)
 #define TILES6(V) TILE(V, 1) TILE(V, 2) TILE(V, 3) TILE(V, 4) TILE(V, 5) TILE(V, 6)
 #define TILES12(V) TILES6(V) TILE(V, 7) TILE(V, 8) TILE(V, 9) TILE(V, 10) TILE(V, 11) TILE(V, 12)
 #define NAMES6(V) {tile_##V##_1, tile_##V##_2, tile_##V##_3, tile_##V##_4, tile_##V##_5, tile_##V##_6}
-#define NAMES12(V)                                                                                  \
-    {tile_##V##_1, tile_##V##_2, tile_##V##_3, tile_##V##_4,  tile_##V##_5,  tile_##V##_6,          \
+#define NAMES12(V)                                                                         \
+    {tile_##V##_1, tile_##V##_2, tile_##V##_3, tile_##V##_4,  tile_##V##_5,  tile_##V##_6, \
      tile_##V##_7, tile_##V##_8, tile_##V##_9, tile_##V##_10, tile_##V##_11, tile_##V##_12}
 typedef void tile(const layer *, const float *const *, long, float *);
 TILES12(1)
@@ -253,12 +290,22 @@ enum { MOST_V = 2 };
 static const int MOST_P[2] = {12, 6};
 #endif
 
+#if HALVES
+#define SMALL(P) TILE_OF(small, half, loose_half, 1, P)
+SMALL(1)
+SMALL(2) SMALL(3) SMALL(4) SMALL(5) SMALL(6) SMALL(7) SMALL(8) static tile *const SMALLS[8] = {
+    small_1_1, small_1_2, small_1_3, small_1_4, small_1_5, small_1_6, small_1_7, small_1_8};
+#else
+static tile *const SMALLS[8] = {NULL};
+#endif
+
 /* Two rows of output, (2, 2 pw, outs), without relu. */
 static void two_rows(const layer *l, const float *in, float *rows, long py) {
-    const long count = 4 * l->pw, vectors = l->outs / L;
+    const long count = 4 * l->pw, vectors = (l->outs + L - 1) / L;
     for (long v = 0; v < vectors;) {
         const long wide = vectors - v < MOST_V ? vectors - v : MOST_V;
-        const long tiles = (count + MOST_P[wide - 1] - 1) / MOST_P[wide - 1];
+        const int few = l->outs < L;
+        const long most = few ? 8 : MOST_P[wide - 1], tiles = (count + most - 1) / most;
         for (long t = 0, p = 0; t < tiles; t++) {
             const long end = count * (t + 1) / tiles;
             const float *starts[12];
@@ -266,7 +313,8 @@ static void two_rows(const layer *l, const float *in, float *rows, long py) {
                 long right = i >= 2 * l->pw;
                 starts[i - p] = in + ((2 * py + right) * l->w + i - right * 2 * l->pw) * l->in;
             }
-            TILES[wide - 1][end - p - 1](l, starts, v, rows + p * l->outs);
+            tile *work = few ? SMALLS[end - p - 1] : TILES[wide - 1][end - p - 1];
+            work(l, starts, v, rows + p * l->outs);
             p = end;
         }
         v += wide;
@@ -275,14 +323,15 @@ static void two_rows(const layer *l, const float *in, float *rows, long py) {
 
 /* relu and 2x2 maximum; as in ATen the first of equals is it, and NaN is larger than all. */
 static void pool_rows(const layer *l, const float *rows, float *out, int32_t *which) {
-    const long vectors = l->outs / L;
+    const long vectors = (l->outs + L - 1) / L;
     for (long x = 0; x < l->pw; x++)
         for (long v = 0; v < vectors; v++) {
             const float *upper = rows + 2 * x * l->outs + v * L, *lower = upper + 2 * l->pw * l->outs;
             const vec other[3] = {load(upper + l->outs), load(lower), load(lower + l->outs)};
             vec best = load(upper);
             whole at = {0};
-            UNROLL for (int k = 0; k < 3; k++) {
+            UNROLL
+            for (int k = 0; k < 3; k++) {
                 whole larger = (other[k] > best) | (other[k] != other[k]);
                 best = (vec)choose(larger, (whole)other[k], (whole)best);
                 at = choose(larger, at - at + (k + 1), at);
@@ -306,53 +355,66 @@ static void convolve(const net *n, const layer *l, long samples, float *out, lon
 static void repack(const layer *l, const float *w, int backward) {
     const long taps = l->kh * l->kw, each = l->in * taps;
     const float *from = w + l->weight;
-    for (long o = 0; o < l->out; o++) l->bias_ahead[o] = w[l->bias + o];
+    for (long o = 0; o < l->out; o++)
+        l->bias_ahead[o] = w[l->bias + o];
     for (long i = 0; i < l->in; i++)
         for (long k = 0; k < taps; k++) {
             float *to = l->ahead + (k * l->in + i) * l->outs;
-            for (long o = 0; o < l->out; o++) to[o] = from[o * each + i * taps + k];
+            for (long o = 0; o < l->out; o++)
+                to[o] = from[o * each + i * taps + k];
         }
-    if (!backward) return;
+    if (!backward)
+        return;
     for (long o = 0; o < l->out; o++)
         for (long ky = 0; ky < l->kh; ky++)
             for (long kx = 0; kx < l->kw; kx++) {
                 float *to = l->back + (o * l->kh + ky) * l->runs + kx * l->in;
-                for (long i = 0; i < l->in; i++) to[i] = from[o * each + i * taps + ky * l->kw + kx];
+                for (long i = 0; i < l->in; i++)
+                    to[i] = from[o * each + i * taps + ky * l->kw + kx];
             }
 }
 
 /* ---- convolution, backward */
 
 /* R rows of V vectors: to[r] += sum of g x from[at][r] over the list. */
-#define GATHER(R, V)                                                                                \
-    static void gather_##R##_##V(float *to, long to_row, const float *from, long from_row,          \
-                                 const entry *list, long entries) {                                 \
-        vec acc[R][V];                                                                              \
-        UNROLL for (int r = 0; r < R; r++)                                                          \
-            UNROLL for (int v = 0; v < V; v++) acc[r][v] = load(to + r * to_row + v * L);           \
-        for (long e = 0; e < entries; e++) {                                                        \
-            const float *x = from + list[e].at;                                                     \
-            const float g = list[e].g;                                                              \
-            UNROLL for (int r = 0; r < R; r++)                                                      \
-                UNROLL for (int v = 0; v < V; v++) acc[r][v] += load(x + r * from_row + v * L) * g; \
-        }                                                                                           \
-        UNROLL for (int r = 0; r < R; r++)                                                          \
-            UNROLL for (int v = 0; v < V; v++) store(to + r * to_row + v * L, acc[r][v]);           \
+#define GATHER_OF(name, type, loose, R, V)                                                 \
+    static void name##_##R##_##V(float *to, long to_row, const float *from, long from_row, \
+                                 const entry *list, long entries) {                        \
+        const long lanes = sizeof(type) / 4;                                               \
+        type acc[R][V];                                                                    \
+        UNROLL                                                                             \
+        for (int r = 0; r < R; r++)                                                        \
+            UNROLL                                                                         \
+        for (int v = 0; v < V; v++)                                                        \
+            acc[r][v] = *(const loose *)(to + r * to_row + v * lanes);                     \
+        for (long e = 0; e < entries; e++) {                                               \
+            const float *x = from + list[e].at;                                            \
+            const float g = list[e].g;                                                     \
+            UNROLL                                                                         \
+            for (int r = 0; r < R; r++)                                                    \
+                UNROLL                                                                     \
+            for (int v = 0; v < V; v++)                                                    \
+                acc[r][v] += *(const loose *)(x + r * from_row + v * lanes) * g;           \
+        }                                                                                  \
+        UNROLL                                                                             \
+        for (int r = 0; r < R; r++)                                                        \
+            UNROLL                                                                         \
+        for (int v = 0; v < V; v++)                                                        \
+            *(loose *)(to + r * to_row + v * lanes) = acc[r][v];                           \
     }
+#define GATHER(R, V) GATHER_OF(gather, vec, loose, R, V)
 typedef void gatherer(float *, long, const float *, long, const entry *, long);
 #define NAMES4(R) gather_##R##_1, gather_##R##_2, gather_##R##_3, gather_##R##_4
-GATHER(1, 1) GATHER(1, 2) GATHER(1, 3) GATHER(1, 4) GATHER(1, 5)
-GATHER(1, 6) GATHER(1, 7) GATHER(1, 8) GATHER(1, 9) GATHER(1, 10)
-GATHER(2, 1) GATHER(2, 2) GATHER(2, 3) GATHER(2, 4) GATHER(2, 5)
-GATHER(3, 1) GATHER(3, 2) GATHER(3, 3) GATHER(3, 4)
-GATHER(4, 1) GATHER(4, 2) GATHER(4, 3)
-GATHER(5, 1) GATHER(5, 2)
+GATHER(1, 1)
+GATHER(1, 2) GATHER(1, 3) GATHER(1, 4) GATHER(1, 5) GATHER(1, 6) GATHER(1, 7) GATHER(1, 8) GATHER(1, 9)
+    GATHER(1, 10) GATHER(2, 1) GATHER(2, 2) GATHER(2, 3) GATHER(2, 4) GATHER(2, 5) GATHER(3, 1)
+        GATHER(3, 2) GATHER(3, 3) GATHER(3, 4) GATHER(4, 1) GATHER(4, 2) GATHER(4, 3) GATHER(5, 1)
+            GATHER(5, 2)
 #if WIDE
-GATHER(2, 6) GATHER(2, 7) GATHER(2, 8) GATHER(2, 9) GATHER(2, 10)
-GATHER(3, 5) GATHER(3, 6) GATHER(3, 7) GATHER(3, 8)
-GATHER(4, 4) GATHER(4, 5) GATHER(4, 6)
-GATHER(5, 3) GATHER(5, 4) GATHER(5, 5)
-static const int MOST_WIDE[5] = {10, 10, 8, 6, 5};
+                GATHER(2, 6) GATHER(2, 7) GATHER(2, 8) GATHER(2, 9) GATHER(2, 10) GATHER(3, 5)
+                    GATHER(3, 6) GATHER(3, 7) GATHER(3, 8) GATHER(4, 4) GATHER(4, 5) GATHER(4, 6)
+                        GATHER(5, 3) GATHER(5, 4) GATHER(5, 5) static const
+    int MOST_WIDE[5] = {10, 10, 8, 6, 5};
 static gatherer *const GATHERERS[5][10] = {
     {NAMES4(1), gather_1_5, gather_1_6, gather_1_7, gather_1_8, gather_1_9, gather_1_10},
     {NAMES4(2), gather_2_5, gather_2_6, gather_2_7, gather_2_8, gather_2_9, gather_2_10},
@@ -361,7 +423,7 @@ static gatherer *const GATHERERS[5][10] = {
     {gather_5_1, gather_5_2, gather_5_3, gather_5_4, gather_5_5},
 };
 #else
-static const int MOST_WIDE[5] = {10, 5, 4, 3, 2};
+                static const int MOST_WIDE[5] = {10, 5, 4, 3, 2};
 static gatherer *const GATHERERS[5][10] = {
     {NAMES4(1), gather_1_5, gather_1_6, gather_1_7, gather_1_8, gather_1_9, gather_1_10},
     {NAMES4(2), gather_2_5},
@@ -371,19 +433,29 @@ static gatherer *const GATHERERS[5][10] = {
 };
 #endif
 
+#if HALVES
+#define FEW(R) GATHER_OF(few, half, loose_half, R, 1)
+FEW(1)
+FEW(2) FEW(3) FEW(4)
+    FEW(5) static gatherer *const FEWS[5] = {few_1_1, few_2_1, few_3_1, few_4_1, few_5_1};
+#else
+static gatherer *const FEWS[5] = {NULL};
+#endif
+
 /* kh rows of ``runs`` floats, in pieces that fit into the registers. */
 static void gather(const layer *l, float *to, long to_row, const float *from, long from_row,
                    const entry *list, long entries) {
-    const long vectors = l->runs / L;
+    const long vectors = (l->runs + L - 1) / L;
     for (long v = 0; v < vectors;) {
         const long pieces = (vectors - v + MOST_WIDE[0] - 1) / MOST_WIDE[0];
         const long wide = (vectors - v + pieces - 1) / pieces;
         long rows = 5;
-        while (MOST_WIDE[rows - 1] < wide) rows--;
+        while (MOST_WIDE[rows - 1] < wide)
+            rows--;
         for (long ky = 0; ky < l->kh; ky += rows) {
             const long high = l->kh - ky < rows ? l->kh - ky : rows;
-            GATHERERS[high - 1][wide - 1](to + ky * to_row + v * L, to_row, from + ky * from_row + v * L,
-                                          from_row, list, entries);
+            gatherer *work = l->runs < L ? FEWS[high - 1] : GATHERERS[high - 1][wide - 1];
+            work(to + ky * to_row + v * L, to_row, from + ky * from_row + v * L, from_row, list, entries);
         }
         v += wide;
     }
@@ -394,12 +466,14 @@ static void convolve_back(const net *n, const layer *l, long samples, const floa
                           long stride, int weights, int dx) {
     const long windows = l->ph * l->pw, across = l->w * l->in, kernel = l->kh * l->runs;
     const int32_t shift[4] = {0, (int32_t)l->in, (int32_t)across, (int32_t)(across + l->in)};
-    if (weights) memset(l->slope, 0, (size_t)(4 * kernel * l->out));
+    if (weights)
+        memset(l->slope, 0, (size_t)(4 * kernel * l->out));
     for (long s = 0; s < samples; s++) {
         const float *x = l->x + s * l->stride;
         const int32_t *which = l->which + s * windows * l->out;
         float *g = dout + s * stride;
-        for (long i = 0; i < windows * l->out; i++) g[i] = out[s * stride + i] <= 0 ? 0 : g[i];
+        for (long i = 0; i < windows * l->out; i++)
+            g[i] = out[s * stride + i] <= 0 ? 0 : g[i];
         for (long o = 0; weights && o < l->out; o++) {
             long entries = 0;
             for (long py = 0, i = o; py < l->ph; py++)
@@ -408,9 +482,11 @@ static void convolve_back(const net *n, const layer *l, long samples, const floa
                     n->list[entries].g = g[i];
                     entries += g[i] != 0;
                 }
-            if (entries) gather(l, l->slope + o * kernel, l->runs, x, across, n->list, entries);
+            if (entries)
+                gather(l, l->slope + o * kernel, l->runs, x, across, n->list, entries);
         }
-        if (!dx) continue;
+        if (!dx)
+            continue;
         float *to = l->dx + s * l->stride;
         memset(to, 0, (size_t)(4 * l->stride));
         for (long i = 0; i < windows; i++) {
@@ -425,7 +501,8 @@ static void convolve_back(const net *n, const layer *l, long samples, const floa
             float *corner = to + 2 * (i / l->pw * across + i % l->pw * l->in);
             for (int k = 0; k < 4; k++)
                 if (entries[k])
-                    gather(l, corner + shift[k], across, l->back, l->runs, n->list + k * l->out, entries[k]);
+                    gather(l, corner + shift[k], across, l->back, l->runs, n->list + k * l->out,
+                           entries[k]);
         }
     }
 }
@@ -433,10 +510,14 @@ static void convolve_back(const net *n, const layer *l, long samples, const floa
 /* ---- SGD */
 
 INLINE vec stepped(const rule *r, const int plain, long i, vec w, vec g, const int part, long n) {
-    if (plain) return w - g * r->lr;
-    if (r->decay != 0) g += w * r->decay;
-    if (r->anchor) g += (w - (part ? load_first(r->anchor + i, n) : load(r->anchor + i))) * r->strength;
-    if (r->shift) g += part ? load_first(r->shift + i, n) : load(r->shift + i);
+    if (plain)
+        return w - g * r->lr;
+    if (r->decay != 0)
+        g += w * r->decay;
+    if (r->anchor)
+        g += (w - (part ? load_first(r->anchor + i, n) : load(r->anchor + i))) * r->strength;
+    if (r->shift)
+        g += part ? load_first(r->shift + i, n) : load(r->shift + i);
     if (r->velocity) {
         g += (part ? load_first(r->velocity + i, n) : load(r->velocity + i)) * r->momentum;
         if (part)
@@ -450,16 +531,21 @@ INLINE vec stepped(const rule *r, const int plain, long i, vec w, vec g, const i
 /* w[at .. at + n - 1] follows the gradient g[0 .. n - 1]; i counts from the vectors' beginning. */
 static void descend(const rule *r, float *w, const float *g, long at, long n) {
     long i = 0;
-    for (; i + L <= n; i += L) store(w + at + i, stepped(r, 0, at + i, load(w + at + i), load(g + i), 0, 0));
-    if (i == n) return;
+    for (; i + L <= n; i += L)
+        store(w + at + i, stepped(r, 0, at + i, load(w + at + i), load(g + i), 0, 0));
+    if (i == n)
+        return;
     vec last = stepped(r, 0, at + i, load_first(w + at + i, n - i), load_first(g + i, n - i), 1, n - i);
     store_first(w + at + i, last, n - i);
 }
 
 static void put(int mode, const rule *r, float *w, float *g, const float *found, long at, long count) {
-    if (mode == UPDATE) descend(r, w, found, at, count);
-    if (mode == SET) memcpy(g + at, found, (size_t)(4 * count));
-    for (long i = 0; mode == ADD && i < count; i++) g[at + i] += found[i];
+    if (mode == UPDATE)
+        descend(r, w, found, at, count);
+    if (mode == SET)
+        memcpy(g + at, found, (size_t)(4 * count));
+    for (long i = 0; mode == ADD && i < count; i++)
+        g[at + i] += found[i];
 }
 
 static void put_convolution(const net *n, const layer *l, int mode, const rule *r, float *w, float *g) {
@@ -469,21 +555,23 @@ static void put_convolution(const net *n, const layer *l, int mode, const rule *
             for (long kx = 0; kx < l->kw; kx++) {
                 const float *from = l->slope + (o * l->kh + ky) * l->runs + kx * l->in;
                 float *to = n->row + ky * l->kw + kx;
-                for (long i = 0; i < l->in; i++) to[i * taps] = from[i];
+                for (long i = 0; i < l->in; i++)
+                    to[i * taps] = from[i];
             }
         put(mode, r, w, g, n->row, l->weight + o * each, each);
     }
 }
 
 /* Sum of the gradient over samples and ``count`` windows, into out[0 .. width - 1]. */
-static void put_bias(const layer *l, long samples, const float *g, long stride, long count,
-                     int mode, const rule *r, float *w, float *slope) {
+static void put_bias(const layer *l, long samples, const float *g, long stride, long count, int mode,
+                     const rule *r, float *w, float *slope) {
     float sum[L];
     for (long o = 0; o < l->out; o += L) {
         const long part = l->out - o < L ? l->out - o : L;
         vec acc = {0};
         for (long s = 0; s < samples; s++)
-            for (long i = 0; i < count; i++) acc += load(g + s * stride + i * l->out + o);
+            for (long i = 0; i < count; i++)
+                acc += load(g + s * stride + i * l->out + o);
         store(sum, acc);
         put(mode, r, w, slope, sum, l->bias + o, part);
     }
@@ -492,34 +580,49 @@ static void put_bias(const layer *l, long samples, const float *g, long stride, 
 /* ---- linear, forward */
 
 /* S samples x O outputs; rows of weights are ``in`` apart. */
-#define DOTS(S, O)                                                                                  \
-    static void dots_##S##_##O(const layer *l, const float *x, const float *w, const float *bias,   \
-                               float *y, long y_stride) {                                           \
-        const long in = l->in, xs = l->stride, rest = in % L;                                       \
-        vec acc[S][O];                                                                              \
-        UNROLL for (int s = 0; s < S; s++)                                                          \
-            UNROLL for (int o = 0; o < O; o++) acc[s][o] = (vec){0};                                \
-        for (long k = 0; k < in - rest; k += L) {                                                   \
-            vec wv[O];                                                                              \
-            UNROLL for (int o = 0; o < O; o++) wv[o] = load(w + o * in + k);                        \
-            UNROLL for (int s = 0; s < S; s++) {                                                    \
-                vec xv = load(x + s * xs + k);                                                      \
-                UNROLL for (int o = 0; o < O; o++) acc[s][o] += wv[o] * xv;                         \
-            }                                                                                       \
-        }                                                                                           \
-        if (rest) {                                                                                 \
-            vec wv[O];                                                                              \
-            UNROLL for (int o = 0; o < O; o++) wv[o] = load_first(w + o * in + in - rest, rest);    \
-            UNROLL for (int s = 0; s < S; s++) {                                                    \
-                vec xv = load(x + s * xs + in - rest);                                              \
-                UNROLL for (int o = 0; o < O; o++) acc[s][o] += wv[o] * xv;                         \
-            }                                                                                       \
-        }                                                                                           \
-        UNROLL for (int s = 0; s < S; s++)                                                          \
-            UNROLL for (int o = 0; o < O; o++) {                                                    \
-                float v = bias[o] + total(acc[s][o]);                                               \
-                y[s * y_stride + o] = l->relu && v <= 0 ? 0 : v;                                    \
-            }                                                                                       \
+#define DOTS(S, O)                                                                                \
+    static void dots_##S##_##O(const layer *l, const float *x, const float *w, const float *bias, \
+                               float *y, long y_stride) {                                         \
+        const long in = l->in, xs = l->stride, rest = in % L;                                     \
+        vec acc[S][O];                                                                            \
+        UNROLL                                                                                    \
+        for (int s = 0; s < S; s++)                                                               \
+            UNROLL                                                                                \
+        for (int o = 0; o < O; o++)                                                               \
+            acc[s][o] = (vec){0};                                                                 \
+        for (long k = 0; k < in - rest; k += L) {                                                 \
+            vec wv[O];                                                                            \
+            UNROLL                                                                                \
+            for (int o = 0; o < O; o++)                                                           \
+                wv[o] = load(w + o * in + k);                                                     \
+            UNROLL                                                                                \
+            for (int s = 0; s < S; s++) {                                                         \
+                vec xv = load(x + s * xs + k);                                                    \
+                UNROLL                                                                            \
+                for (int o = 0; o < O; o++)                                                       \
+                    acc[s][o] += wv[o] * xv;                                                      \
+            }                                                                                     \
+        }                                                                                         \
+        if (rest) {                                                                               \
+            vec wv[O];                                                                            \
+            UNROLL                                                                                \
+            for (int o = 0; o < O; o++)                                                           \
+                wv[o] = load_first(w + o * in + in - rest, rest);                                 \
+            UNROLL                                                                                \
+            for (int s = 0; s < S; s++) {                                                         \
+                vec xv = load(x + s * xs + in - rest);                                            \
+                UNROLL                                                                            \
+                for (int o = 0; o < O; o++)                                                       \
+                    acc[s][o] += wv[o] * xv;                                                      \
+            }                                                                                     \
+        }                                                                                         \
+        UNROLL                                                                                    \
+        for (int s = 0; s < S; s++)                                                               \
+            UNROLL                                                                                \
+        for (int o = 0; o < O; o++) {                                                             \
+            float v = bias[o] + total(acc[s][o]);                                                 \
+            y[s * y_stride + o] = l->relu && v <= 0 ? 0 : v;                                      \
+        }                                                                                         \
     }
 #define DOTS5(O) DOTS(1, O) DOTS(2, O) DOTS(3, O) DOTS(4, O) DOTS(5, O)
 #define NAMES5(O) {dots_1_##O, dots_2_##O, dots_3_##O, dots_4_##O, dots_5_##O}
@@ -568,62 +671,85 @@ INLINE void weave(const int O, const int V, const int mode, const int dx, const 
     float *w = j->w + at, *g = j->g + at;
     if (dx) {
         vec wv[4][2];
-        UNROLL for (int o = 0; o < O; o++)
-            UNROLL for (int v = 0; v < V; v++)
-                wv[o][v] = part ? load_first(w + o * in, n) : load(w + o * in + v * L);
+        UNROLL
+        for (int o = 0; o < O; o++)
+            UNROLL
+        for (int v = 0; v < V; v++)
+            wv[o][v] = part ? load_first(w + o * in, n) : load(w + o * in + v * L);
         for (long s = 0; s < j->samples; s++) {
             float *to = l->dx + s * l->stride + k;
             const float *dy = j->dy + s * j->dy_stride;
             vec sum[2];
-            UNROLL for (int v = 0; v < V; v++) sum[v] = load(to + v * L);
-            UNROLL for (int o = 0; o < O; o++) {
-                UNROLL for (int v = 0; v < V; v++) sum[v] += wv[o][v] * dy[o];
+            UNROLL
+            for (int v = 0; v < V; v++)
+                sum[v] = load(to + v * L);
+            UNROLL
+            for (int o = 0; o < O; o++) {
+                UNROLL
+                for (int v = 0; v < V; v++)
+                    sum[v] += wv[o][v] * dy[o];
             }
-            UNROLL for (int v = 0; v < V; v++) store(to + v * L, sum[v]);
+            UNROLL
+            for (int v = 0; v < V; v++)
+                store(to + v * L, sum[v]);
         }
     }
-    if (mode == NONE) return;
+    if (mode == NONE)
+        return;
     vec acc[4][2];
-    UNROLL for (int o = 0; o < O; o++)
-        UNROLL for (int v = 0; v < V; v++) acc[o][v] = (vec){0};
+    UNROLL
+    for (int o = 0; o < O; o++)
+        UNROLL
+    for (int v = 0; v < V; v++)
+        acc[o][v] = (vec){0};
     for (long s = 0; s < j->samples; s++) {
         const float *x = l->x + s * l->stride + k, *dy = j->dy + s * j->dy_stride;
         vec xv[2];
-        UNROLL for (int v = 0; v < V; v++) xv[v] = load(x + v * L);
-        UNROLL for (int o = 0; o < O; o++) {
-            UNROLL for (int v = 0; v < V; v++) acc[o][v] += xv[v] * dy[o];
+        UNROLL
+        for (int v = 0; v < V; v++)
+            xv[v] = load(x + v * L);
+        UNROLL
+        for (int o = 0; o < O; o++) {
+            UNROLL
+            for (int v = 0; v < V; v++)
+                acc[o][v] += xv[v] * dy[o];
         }
     }
-    UNROLL for (int o = 0; o < O; o++)
-        UNROLL for (int v = 0; v < V; v++) {
-            const long i = o * in + v * L;
-            float *to = mode == UPDATE ? w + i : g + i;
-            vec found = acc[o][v];
-            if (mode != SET) {
-                vec old = part ? load_first(to, n) : load(to);
-                found = mode == ADD ? old + found : stepped(j->r, plain, at + i, old, found, part, n);
-            }
-            if (part)
-                store_first(to, found, n);
-            else
-                store(to, found);
+    UNROLL
+    for (int o = 0; o < O; o++)
+        UNROLL
+    for (int v = 0; v < V; v++) {
+        const long i = o * in + v * L;
+        float *to = mode == UPDATE ? w + i : g + i;
+        vec found = acc[o][v];
+        if (mode != SET) {
+            vec old = part ? load_first(to, n) : load(to);
+            found = mode == ADD ? old + found : stepped(j->r, plain, at + i, old, found, part, n);
         }
+        if (part)
+            store_first(to, found, n);
+        else
+            store(to, found);
+    }
 }
 
-INLINE void weave_rows(const int O, const int mode, const int dx, const int plain, const job *j, long from,
-                       long to) {
+INLINE void weave_rows(const int O, const int mode, const int dx, const int plain, const job *j,
+                       long from, long to) {
     long k = from;
-    for (; k + 2 * L <= to; k += 2 * L) weave(O, 2, mode, dx, plain, j, k, 0, 0);
-    if (k + L <= to) weave(O, 1, mode, dx, plain, j, k, 0, 0), k += L;
-    if (k < to) weave(O, 1, mode, dx, plain, j, k, 1, to - k);
+    for (; k + 2 * L <= to; k += 2 * L)
+        weave(O, 2, mode, dx, plain, j, k, 0, 0);
+    if (k + L <= to)
+        weave(O, 1, mode, dx, plain, j, k, 0, 0), k += L;
+    if (k < to)
+        weave(O, 1, mode, dx, plain, j, k, 1, to - k);
 }
 
-#define WEAVER(name, mode, dx, plain)                                                               \
-    static void name(const job *j, long outs, long from, long to) {                                 \
-        if (outs == 4)                                                                              \
-            weave_rows(4, mode, dx, plain, j, from, to);                                            \
-        else                                                                                        \
-            weave_rows(1, mode, dx, plain, j, from, to);                                            \
+#define WEAVER(name, mode, dx, plain)                               \
+    static void name(const job *j, long outs, long from, long to) { \
+        if (outs == 4)                                              \
+            weave_rows(4, mode, dx, plain, j, from, to);            \
+        else                                                        \
+            weave_rows(1, mode, dx, plain, j, from, to);            \
     }
 typedef void weaver(const job *, long, long, long);
 WEAVER(weave_dx, NONE, 1, 0)
@@ -635,19 +761,21 @@ WEAVER(weave_set, SET, 0, 0)
 WEAVER(weave_set_dx, SET, 1, 0)
 WEAVER(weave_add, ADD, 0, 0)
 WEAVER(weave_add_dx, ADD, 1, 0)
-static weaver *const WEAVERS[4][2] = {
-    {NULL, weave_dx}, {weave_update, weave_update_dx}, {weave_set, weave_set_dx}, {weave_add, weave_add_dx}};
+static weaver *const WEAVERS[4][2] = {{NULL, weave_dx},
+                                      {weave_update, weave_update_dx},
+                                      {weave_set, weave_set_dx},
+                                      {weave_add, weave_add_dx}};
 
-static int is_plain(const rule *r) {
-    return r->decay == 0 && !r->anchor && !r->shift && !r->velocity;
-}
+static int is_plain(const rule *r) { return r->decay == 0 && !r->anchor && !r->shift && !r->velocity; }
 
 /* The matrix is read once and written once: its old values for dx, then its step. */
-static void connect_back(const layer *l, long samples, const float *dy, long dy_stride,
-                         int mode, int dx, const rule *r, float *w, float *g) {
+static void connect_back(const layer *l, long samples, const float *dy, long dy_stride, int mode, int dx,
+                         const rule *r, float *w, float *g) {
     weaver *work = WEAVERS[mode][dx];
-    if (mode == UPDATE && is_plain(r)) work = dx ? weave_plain_dx : weave_plain;
-    if (dx) memset(l->dx, 0, (size_t)(4 * samples * l->stride));
+    if (mode == UPDATE && is_plain(r))
+        work = dx ? weave_plain_dx : weave_plain;
+    if (dx)
+        memset(l->dx, 0, (size_t)(4 * samples * l->stride));
     /* x and dx of so many inputs stay in the first-level cache. */
     long chunk = up(5000 / (samples * (1 + dx)), 2 * L);
     for (long from = 0; work && from < l->in; from += chunk) {
@@ -659,7 +787,8 @@ static void connect_back(const layer *l, long samples, const float *dy, long dy_
             o += outs;
         }
     }
-    if (mode != NONE) put_bias(l, samples, dy, dy_stride, 1, mode, r, w, g);
+    if (mode != NONE)
+        put_bias(l, samples, dy, dy_stride, 1, mode, r, w, g);
 }
 
 /* ---- the whole network */
@@ -674,7 +803,8 @@ static void enter(const net *n, const float *x, long s) {
         return;
     }
     for (long c = 0; c < l->in; c++)
-        for (long i = 0; i < pixels; i++) to[i * l->in + c] = x[c * pixels + i];
+        for (long i = 0; i < pixels; i++)
+            to[i * l->in + c] = x[c * pixels + i];
 }
 
 /* Between a convolution and a linear layer: (windows, channels) and torch's (channels, windows). */
@@ -684,7 +814,8 @@ INLINE void flatten(const layer *l, float *images, long stride, float *rows, lon
     for (long s = 0; s < samples; s++)
         for (long o = 0; o < l->out; o++)
             for (long i = 0; i < windows; i++) {
-                float *image = images + s * stride + i * l->out + o, *flat = rows + s * row + o * windows + i;
+                float *image = images + s * stride + i * l->out + o,
+                      *flat = rows + s * row + o * windows + i;
                 if (back)
                     *image = *flat;
                 else
@@ -705,7 +836,8 @@ static void forward(const net *n, const float *w, long samples, int learn) {
         }
         repack(l, w, learn && k > 0);
         convolve(n, l, samples, next->kind == LINEAR ? n->images : out, stride);
-        if (next->kind == LINEAR) flatten(l, n->images, stride, out, stride, samples, 0);
+        if (next->kind == LINEAR)
+            flatten(l, n->images, stride, out, stride, samples, 0);
     }
 }
 
@@ -714,8 +846,10 @@ static double cross_entropy(const net *n, long s, int64_t label) {
     const float *score = n->scores + s * n->stride;
     float most = score[0], sum = 0;
     for (long c = 1; c < n->classes; c++)
-        if (score[c] > most) most = score[c];
-    for (long c = 0; c < n->classes; c++) sum += expf(score[c] - most);
+        if (score[c] > most)
+            most = score[c];
+    for (long c = 0; c < n->classes; c++)
+        sum += expf(score[c] - most);
     return (double)(logf(sum) + most) - (double)score[label];
 }
 
@@ -725,18 +859,22 @@ static void softmax(const net *n, long samples, const int64_t *labels, float sca
         const float *score = n->scores + s * n->stride;
         float *slope = n->slope + s * n->stride, most = score[0], sum = 0;
         for (long c = 1; c < n->classes; c++)
-            if (score[c] > most) most = score[c];
-        for (long c = 0; c < n->classes; c++) sum += slope[c] = expf(score[c] - most);
-        for (long c = 0; c < n->classes; c++) slope[c] *= scale / sum;
+            if (score[c] > most)
+                most = score[c];
+        for (long c = 0; c < n->classes; c++)
+            sum += slope[c] = expf(score[c] - most);
+        for (long c = 0; c < n->classes; c++)
+            slope[c] *= scale / sum;
         slope[labels[s]] -= scale;
     }
 }
 
 /* trained: a flag a layer; what becomes of the gradient is ``mode`` there. */
-static void backward(const net *n, long samples, const uint8_t *trained, int mode, const rule *r, float *w,
-                     float *g) {
+static void backward(const net *n, long samples, const uint8_t *trained, int mode, const rule *r,
+                     float *w, float *g) {
     long lowest = 0;
-    while (trained && lowest < n->layers && !trained[lowest]) lowest++;
+    while (trained && lowest < n->layers && !trained[lowest])
+        lowest++;
     const float *dy = n->slope;
     long stride = n->stride;
     for (long k = n->layers - 1; k >= lowest; k--) {
@@ -756,9 +894,11 @@ static void backward(const net *n, long samples, const uint8_t *trained, int mod
         const int flat = next->kind == LINEAR;
         const float *out = flat ? n->images : next->x;
         float *dout = flat ? n->dimages : next->dx;
-        if (flat) flatten(l, dout, stride, next->dx, stride, samples, 1);
+        if (flat)
+            flatten(l, dout, stride, next->dx, stride, samples, 1);
         convolve_back(n, l, samples, out, dout, stride, as != NONE, k > lowest);
-        if (as == NONE) continue;
+        if (as == NONE)
+            continue;
         put_convolution(n, l, as, r, w, g);
         put_bias(l, samples, dout, stride, l->ph * l->pw, as, r, w, g);
     }
@@ -766,7 +906,8 @@ static void backward(const net *n, long samples, const uint8_t *trained, int mod
 
 static int known(const net *n, const int64_t *labels, long count) {
     for (long i = 0; i < count; i++)
-        if (labels[i] < 0 || labels[i] >= n->classes) return 0;
+        if (labels[i] < 0 || labels[i] >= n->classes)
+            return 0;
     return 1;
 }
 
@@ -776,7 +917,8 @@ static int known(const net *n, const int64_t *labels, long count) {
 EXPORT int API(scores)(net *n, const float *w, const float *x, int64_t count, float *out) {
     for (long from = 0; from < count; from += n->most) {
         const long size = count - from < n->most ? count - from : n->most;
-        for (long s = 0; s < size; s++) enter(n, x + (from + s) * n->size, s);
+        for (long s = 0; s < size; s++)
+            enter(n, x + (from + s) * n->size, s);
         forward(n, w, size, 0);
         for (long s = 0; s < size; s++)
             memcpy(out + (from + s) * n->classes, n->scores + s * n->stride, (size_t)(4 * n->classes));
@@ -785,18 +927,21 @@ EXPORT int API(scores)(net *n, const float *w, const float *x, int64_t count, fl
 }
 
 /* Adds the samples' losses to ``loss`` and their number of right answers to ``right``. */
-EXPORT int API(judge)(net *n, const float *w, const float *x, const int64_t *y, int64_t count, double *loss,
-               int64_t *right) {
-    if (!known(n, y, count)) return 1;
+EXPORT int API(judge)(net *n, const float *w, const float *x, const int64_t *y, int64_t count,
+                      double *loss, int64_t *right) {
+    if (!known(n, y, count))
+        return 1;
     for (long from = 0; from < count; from += n->most) {
         const long size = count - from < n->most ? count - from : n->most;
-        for (long s = 0; s < size; s++) enter(n, x + (from + s) * n->size, s);
+        for (long s = 0; s < size; s++)
+            enter(n, x + (from + s) * n->size, s);
         forward(n, w, size, 0);
         for (long s = 0; s < size; s++) {
             const float *score = n->scores + s * n->stride;
             long best = 0; /* as torch: the first of equals, and NaN is larger than all */
             for (long c = 1; c < n->classes; c++)
-                if (score[c] > score[best] || (isnan(score[c]) && !isnan(score[best]))) best = c;
+                if (score[c] > score[best] || (isnan(score[c]) && !isnan(score[best])))
+                    best = c;
             *right += best == y[from + s];
             *loss += cross_entropy(n, s, y[from + s]);
         }
@@ -807,12 +952,14 @@ EXPORT int API(judge)(net *n, const float *w, const float *x, const int64_t *y, 
 /* Gradient of scale x the sum of the samples' losses: into g, or added to it. scores: NULL or
  * (count, classes). trained: NULL or a flag a layer; the gradients of other layers are left alone,
  * and what lies below the lowest trained layer is left out. */
-EXPORT int API(slope)(net *n, const float *w, const float *x, const int64_t *y, int64_t count, float scale, float *g,
-               int64_t add, float *scores, const uint8_t *trained) {
-    if (!known(n, y, count)) return 1;
+EXPORT int API(slope)(net *n, const float *w, const float *x, const int64_t *y, int64_t count,
+                      float scale, float *g, int64_t add, float *scores, const uint8_t *trained) {
+    if (!known(n, y, count))
+        return 1;
     for (long from = 0; from < count; from += n->most) {
         const long size = count - from < n->most ? count - from : n->most;
-        for (long s = 0; s < size; s++) enter(n, x + (from + s) * n->size, s);
+        for (long s = 0; s < size; s++)
+            enter(n, x + (from + s) * n->size, s);
         forward(n, w, size, 1);
         for (long s = 0; scores && s < size; s++)
             memcpy(scores + (from + s) * n->classes, n->scores + s * n->stride, (size_t)(4 * n->classes));
@@ -826,9 +973,11 @@ EXPORT int API(slope)(net *n, const float *w, const float *x, const int64_t *y, 
 /* SGD in place on w over batches of the samples order[0 .. count - 1], rows of x and y.
  * g: scratch of w's length, used where a batch is larger than the workspace. */
 EXPORT int API(train)(net *n, float *w, float *g, const float *x, const int64_t *y, int64_t rows,
-               const int64_t *order, int64_t count, int64_t batch, const rule *r, const uint8_t *trained) {
+                      const int64_t *order, int64_t count, int64_t batch, const rule *r,
+                      const uint8_t *trained) {
     for (long i = 0; i < count; i++)
-        if (order[i] < 0 || order[i] >= rows || !known(n, y + order[i], 1)) return 1;
+        if (order[i] < 0 || order[i] >= rows || !known(n, y + order[i], 1))
+            return 1;
     for (long first = 0; first < count; first += batch) {
         const long all = count - first < batch ? count - first : batch;
         for (long from = 0; from < all; from += n->most) {
@@ -846,7 +995,8 @@ EXPORT int API(train)(net *n, float *w, float *g, const float *x, const int64_t 
         for (long k = 0; all > n->most && k < n->layers; k++) {
             const layer *l = &n->l[k];
             const long each = l->kind == LINEAR ? l->in : l->in * l->kh * l->kw;
-            if (trained && !trained[k]) continue;
+            if (trained && !trained[k])
+                continue;
             descend(r, w, g + l->weight, l->weight, each * l->out);
             descend(r, w, g + l->bias, l->bias, l->out);
         }
