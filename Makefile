@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 venv: .venv/.installed
 
-.venv/.installed: setup.cfg pyproject.toml constraints.txt
+.venv/.installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard amn_mpi/native/*.c)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -c 'import torch' 2>/dev/null || test -z "$(TORCH_INDEX)" || \
 	    $(PIP) install --quiet --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) \
@@ -39,5 +39,5 @@ lint: .venv/.installed
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache amn_mpi/native/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

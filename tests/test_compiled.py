@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,15 @@ def close(found: torch.Tensor, right: torch.Tensor, within: float = 2e-6) -> Non
     """Close in norm: an element may be a difference of large terms."""
     scale = float(right.abs().max()) or 1.0
     assert float((found.double() - right).abs().max()) <= within * scale
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make small steps slow where others compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # ---- scores, gradients, losses

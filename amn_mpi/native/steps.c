@@ -28,7 +28,11 @@
 #define EXPORT __attribute__((visibility("default")))
 #define API(name) JOIN(ISA, name)
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
 #define UNROLL _Pragma("GCC unroll 32")
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -337,7 +341,7 @@ static void pool_rows(const layer *l, const float *rows, float *out, int32_t *wh
                 at = choose(larger, at - at + (k + 1), at);
             }
             /* Lanes beyond the last channel are overwritten by the next window. */
-            store(out + x * l->out + v * L, (vec)((whole)best & ~(best <= 0)));
+            store(out + x * l->out + v * L, (vec)((whole)best & ~(best <= (vec){0})));
             *(loose_whole *)(which + x * l->out + v * L) = at;
         }
 }
