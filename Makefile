@@ -17,12 +17,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 venv: .venv/.installed
 
+# The compiled engine needs a C compiler; where the machine has none, one comes as a wheel.
 .venv/.installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard amn_mpi/native/*.c)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -c 'import torch' 2>/dev/null || test -z "$(TORCH_INDEX)" || \
 	    $(PIP) install --quiet --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) \
 	    "$$(grep '^torch==' constraints.txt)" 2>/dev/null || true
 	$(PIP) install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	{ command -v cc || command -v gcc || command -v clang; } >/dev/null || $(PIP) install --quiet -c constraints.txt ziglang
+	$(BIN)/python -m amn_mpi.native
 	touch $@
 
 run: .venv/.installed

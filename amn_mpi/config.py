@@ -141,6 +141,9 @@ class Config:
     )
     baselines: str = key("", "methods run afterwards on the same clients, for the table: local,fedavg_ft")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where clients train; auto: a GPU if there is one")
+    engine: Literal["auto", "compiled", "torch"] = key(
+        "auto", "what trains there; auto: the compiled one for linear, mlp, cnn, lenet5 on a CPU"
+    )
     threads: int = key(1, "threads of each rank", ge=1, le=1024)
     progress: Literal["auto", "rich", "plain", "off"] = key("auto", "rich on a terminal, else plain lines")
     data: Data = field(default_factory=Data)

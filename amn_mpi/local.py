@@ -31,7 +31,7 @@ class Engine:
         tick: called after every step (liveness, signals).
     """
 
-    name = "sequential"
+    name = "torch"
 
     def __init__(
         self,

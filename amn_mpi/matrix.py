@@ -36,6 +36,7 @@ FREE = (
     "progress",
     "threads",
     "device",
+    "engine",
     "comm",
     "data.root",
     "data.cache",

@@ -64,7 +64,7 @@ def describe(
             "label_group": np.asarray(fed.label_group).tolist(),
         },
         "config": config.as_dict(),
-        "versions": _versions(comm),
+        "versions": {**_versions(comm), **ready.arithmetic},
     }
 
 

@@ -12,8 +12,8 @@ from amn_mpi import checkpoint, methods
 from amn_mpi.config import Config, differences
 from amn_mpi.errors import ConfigError, UserError
 
-# What may differ without a question: how long, where and how a run is carried out. The device is
-# judged by the engine that it leads to.
+# What may differ without a question: how long, where and how a run is carried out. Device and
+# engine are judged by what they lead to.
 FREE = (
     "rounds",
     "out",
@@ -21,6 +21,7 @@ FREE = (
     "baselines",
     "progress",
     "device",
+    "engine",
     "comm",
     "checkpoint",
     "faults",

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from amn_mpi import __version__, data, methods, models, rng, rounds
+from amn_mpi import __version__, data, engines, methods, models, rng, rounds
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.exchange import Exchange
 from amn_mpi.keeper import Keeper
-from amn_mpi.local import Engine
 from amn_mpi.methods.base import Method, Setting
 from amn_mpi.params import ParameterLayout, vector_of
 from amn_mpi.placement import place, training_steps
@@ -84,7 +83,11 @@ class Session:
         most = int(max(fed.train.max(), fed.test.max()))
         local = dataclasses.replace(config.local, batch_size=min(config.local.batch_size, most))
         batch = min(config.evaluate.batch_size, most)
-        self.engine = Engine(self.module, self.layout, local, fed.shape, batch, device, comm.step)
+        chosen = engines.choose(config, self.module, fed.shape, device)
+        self.instructions = engines.agree(chosen, config, comm)
+        own = self.instructions if comm.owner is not None and chosen == "compiled" else ""
+        what = (self.module, self.layout, local, fed.shape, batch, device, comm.step)
+        self.engine = engines.make(own, *what)
         self.engine_name = f"{device.type}-{self.engine.name}"
 
     def method(self, config: Config) -> Method:
@@ -95,6 +98,11 @@ class Session:
 
         setting = Setting(self.layout, self.fed.train, config.seed, config.local, draw)
         return methods.get(config.method.name)(config.method, setting)
+
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """The processor's instructions that train, where that is known."""
+        return {"instructions": self.instructions} if self.instructions else {}
 
     def meet(self) -> None:
         """Rank 0 learns what the clients are trained with, for results and checkpoints."""
@@ -119,6 +127,7 @@ class Session:
                 "torch": version("torch"),
                 "numpy": version("numpy"),
                 "machine": platform.machine(),
+                **self.arithmetic,
             },
         }
 

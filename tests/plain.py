@@ -6,6 +6,7 @@ and comes from ``amn_mpi.rng``; the signs of AMN's sketch come from torch's gene
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from amn_mpi.keeper import Keeper
 from amn_mpi.rounds import Outcome, Run
 
 Array = np.ndarray
+ENGINE: Any = os.environ.get("AMN_TEST_ENGINE", "auto")  # "torch" holds the methods against that one
 FEATURES, CLASSES, HIDDEN = 5, 3, 6
 # Methods that need more than one layer, or batch normalisation.
 NETWORK = {**dict.fromkeys(("fedper", "fedrep", "lg_fedavg", "fedala"), "mlp"), "fedbn": "mlp_bn"}
@@ -58,6 +60,7 @@ def start(folder: Path, method: Any, **keys: Any) -> Run:
         method=method,
         data=Data(name=str(path), cache=str(folder / "cache"), **data),
         device="cpu",
+        engine=ENGINE,
         **{"seed": 3, "model": Model("linear"), "evaluate": Evaluate(batch_size=7), **keys},
     )
     return begin(config)

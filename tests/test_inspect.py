@@ -62,7 +62,7 @@ def test_a_checkpoint(finished: Path, capsys: pytest.CaptureFixture) -> None:
     assert out.startswith(f"{finished / NEWEST}: checkpoint, sound\n")
     assert shown["round"] == "3 of 3" and shown["method"] == "amn, seed 0" and shown["clients"] == "5"
     assert shown["data"] == "digits, labels dirichlet 0.5, sizes equal, concept permute"
-    assert shown["parameters"] == "4,810 (mlp, 4 tensors)" and shown["engine"] == "cpu-sequential"
+    assert shown["parameters"] == "4,810 (mlp, 4 tensors)" and shown["engine"] == "cpu-compiled"
     assert shown["size"] == f"{(finished / NEWEST).stat().st_size:,} bytes"
     assert shown["accuracy"].startswith(f"{result['mean_accuracy']:.2f} % after round 3")
     assert shown["starts"] == "1 rank after round 0"
@@ -102,7 +102,7 @@ def write(folder: Path, values: np.ndarray, history: dict | None = None, left: o
     """A checkpoint of round 7 with one state of two clients."""
     config = yaml.safe_load((REPOSITORY / "configs" / "default.yaml").read_text())
     about = {"config": {"seed": 1, "rounds": 9, **config}, "layout": {"size": 3, "tensors": []}}
-    about |= {"engine": "cpu-sequential", "versions": {}, "round": 7, "open": left}
+    about |= {"engine": "cpu-torch", "versions": {}, "round": 7, "open": left}
     history = history or {"rounds": [], "starts": []}
     with checkpoint.Writer(folder, 7, about, history, {}, {"model": (values.shape, values.dtype)}) as writer:
         writer.put(values)

@@ -68,13 +68,14 @@ def write_images(folder: Path, count: int) -> None:
             (folder / name).write_bytes(gzip.compress(head + array.tobytes(), 1))
 
 
-@pytest.mark.parametrize("method", ["amn", "fedavg"])
-def test_cnn_on_images(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method, engine", [("amn", "torch"), ("fedavg", "auto")])
+def test_cnn_on_images(tmp_path: Path, method: str, engine: str) -> None:
     """The 582,026-parameter CNN, from IDX files to models, with half of the clients a round."""
     write_images(tmp_path, 800)
     args = ["--config", "fashion_mnist", "--model.name", "cnn", "--rounds", 2, "--data.clients", 8]
     args += ["--data.train_per_client", 24, "--data.test_per_client", 8, "--data.root", tmp_path]
     args += ["--cohort", 0.5, "--local.epochs", 1, "--method.name", method]
+    args += ["--engine", engine]
     if method == "amn":
         args += ["--method.common_rounds", 1]
     one, three, five = on_ranks(tmp_path, *args)

@@ -9,11 +9,13 @@ instruction set, and one is chosen when the library is loaded. Imports nothing o
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -77,7 +79,9 @@ def _compiler() -> list[str]:
     for command in map(shlex.split, wanted):
         if command and shutil.which(command[0]):
             return command
-    raise BuildError("no C compiler found (cc, gcc, clang or $CC)")
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline"]  # not this processor
+    raise BuildError("no C compiler found (cc, gcc, clang or $CC); pip install ziglang brings one")
 
 
 def _run(command: list[str]) -> None:

@@ -1,0 +1,68 @@
+"""Which engine trains a rank's clients: a function of configuration, model and device, on all ranks alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from amn_mpi import compiled, native
+from amn_mpi.comm import Communicator
+from amn_mpi.config import Config, Local
+from amn_mpi.errors import ConfigError
+from amn_mpi.local import Engine
+from amn_mpi.params import ParameterLayout
+
+
+def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], device: torch.device) -> str:
+    """``compiled`` or ``torch``.
+
+    Raises:
+        ConfigError: the compiled engine is asked for and does not know such a model or device.
+    """
+    knows = device.type == "cpu" and compiled.specification(module, shape) is not None
+    if config.engine == "compiled" and not knows:
+        raise ConfigError(
+            f"engine = compiled: it does not know model.name = {config.model.name} on {device.type}; "
+            "valid are auto, torch"
+        )
+    return "compiled" if knows and config.engine != "torch" else "torch"
+
+
+def agree(chosen: str, config: Config, comm: Communicator) -> str:
+    """The best instruction set that all ranks run, "" where none trains by the compiled engine.
+
+    Hosts may differ, and a result must not depend on who computes it. A collective call.
+
+    Raises:
+        ConfigError: on every rank, where one of them cannot run the compiled engine.
+    """
+    trains = comm.owner is not None and chosen == "compiled"
+    mine = (native.runnable() if trains else None, native.reason() if trains else "", comm.host)
+    found = comm.collect(mine)
+    sets = [each for each, _, _ in found if each is not None]
+    lacking = [(rank, why, host) for rank, (each, why, host) in enumerate(found) if each == ()]
+    common = [name for name in (sets[0] if sets else ()) if all(name in each for each in sets)]
+    best, lacking = comm.share((common[0] if common else "", lacking))
+    if lacking:
+        rank, why, host = lacking[0]
+        raise ConfigError(
+            f"engine = {config.engine}: rank {rank} on {host} has no compiled engine ({why}); "
+            "--engine torch needs none and is slower"
+        )
+    return best
+
+
+def make(
+    instructions: str,
+    module: torch.nn.Module,
+    layout: ParameterLayout,
+    local: Local,
+    shape: tuple[int, ...],
+    eval_batch: int,
+    device: torch.device,
+    tick: Callable[[], None],
+) -> Engine:
+    """The engine of this rank; see ``Engine`` for the arguments."""
+    what = (module, layout, local, shape, eval_batch, device, tick)
+    return compiled.CompiledEngine(*what, instructions) if instructions else Engine(*what)

@@ -1,0 +1,94 @@
+"""Which engine trains, by configuration, model and device; and that all ranks agree on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain
+import pytest
+import torch
+from running import REPOSITORY, one_line, result, run
+
+from amn_mpi import engines, models, native
+from amn_mpi.config import Config, Model
+from amn_mpi.errors import ConfigError
+from amn_mpi.methods import fedavg
+
+KEYS = ("--data.clients", 4, "--rounds", 2, "--local.epochs", 1, "--progress", "off")
+KNOWN = ("linear", "mlp", "cnn", "lenet5")
+needs_native = pytest.mark.skipif(not native.available(), reason=f"no compiled engine: {native.reason()}")
+
+
+def chosen(engine: Any, name: str, device: str = "cpu") -> str:
+    config = Config(method=fedavg.Options(), engine=engine, model=Model(name))
+    module = models.build(config.model, (1, 28, 28), 10, 0)
+    return engines.choose(config, module, (1, 28, 28), torch.device(device))
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_auto_follows_from_model_and_device(name: str) -> None:
+    assert chosen("auto", name) == ("compiled" if name in KNOWN else "torch")
+    assert chosen("torch", name) == "torch"
+    assert chosen("auto", name, "cuda") == "torch"
+
+
+def test_a_model_that_it_does_not_know() -> None:
+    with pytest.raises(ConfigError, match="engine = compiled.*model.name = resnet8.*valid are auto, torch"):
+        chosen("compiled", "resnet8")
+
+
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_no_compiled_engine_here(tmp_path: Path, ranks: int) -> None:
+    """A rank that lacks it ends all with one line; without it one runs by ``--engine torch``."""
+    env = {"AMN_CACHE": tmp_path / "cache", "AMN_NATIVE": "off"}
+    done = run(*KEYS, "--out", tmp_path / "out", ranks=ranks, env=env)
+    assert done.returncode == 2
+    line = one_line(done.stderr)
+    for words in ("engine = auto", "has no compiled engine (AMN_NATIVE is off)", "--engine torch"):
+        assert words in line
+    done = run(*KEYS, "--engine", "torch", "--out", tmp_path / "out", ranks=ranks, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert result(tmp_path / "out")["engine"] == "cpu-torch"
+
+
+@needs_native
+def test_all_ranks_take_what_the_oldest_processor_runs(tmp_path: Path) -> None:
+    script = REPOSITORY / "tests" / "scripts" / "instructions.py"
+    env = {"AMN_CACHE": tmp_path / "cache"}
+    done = run(*KEYS, "--out", tmp_path / "mixed", ranks=3, script=script, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    run(*KEYS, "--out", tmp_path / "old", env={**env, "AMN_NATIVE": "generic"})
+    mixed, old = (result(tmp_path / name) for name in ("mixed", "old"))
+    assert mixed["engine"] == old["engine"] == "cpu-compiled"
+    assert mixed["versions"]["instructions"] == old["versions"]["instructions"] == "generic"
+    assert mixed["models_sha256"] == old["models_sha256"]
+
+
+@needs_native
+def test_a_run_goes_on_with_its_own_engine_only(tmp_path: Path) -> None:
+    env = {"AMN_CACHE": tmp_path / "cache"}
+    what = (*KEYS, "--out", tmp_path / "out", "--resume", "auto", "--checkpoint.every", 1)
+    assert run(*what, env=env).returncode == 0
+    done = run(*what, "--rounds", 3, "--engine", "torch", env=env)
+    assert done.returncode == 1
+    assert "was made with another engine (cpu-compiled, now cpu-torch)" in one_line(done.stderr)
+
+
+@needs_native
+def test_both_engines_reach_the_same_models(tmp_path: Path) -> None:
+    """Five rounds of FedAvg, to rounding."""
+    found = []
+    for engine in ("compiled", "torch"):
+        config = dataclasses.replace(
+            plain.start(tmp_path, fedavg.Options(), model=Model("mlp", hidden=6)).config, engine=engine
+        )
+        this = plain.begin(config)
+        for _ in range(5):
+            plain.one_round(this)
+        assert this.engine.name == engine
+        found.append(this.server["model"].numpy().copy())
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(found[0], np.zeros_like(found[0]))
