@@ -1,5 +1,6 @@
 # make run    set up .venv once, then AMN over 33 MPI ranks on the embedded digits
 # make test   the same set-up, then the tests
+# make bench  the same set-up, then seconds a step and a round beside plain PyTorch (ARGS=--quick: shorter)
 # Variables: RANKS, ARGS (appended to the command line), PYTHON (to make .venv with), EXTRAS.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: venv run test lint clean
+.PHONY: venv run test lint bench clean
 
 venv: .venv/.installed
 
@@ -40,6 +41,10 @@ lint: .venv/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/rounds.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache amn_mpi/native/*.so

@@ -93,8 +93,7 @@ def _ready(config: Config, comm: Communicator, fed: Federation) -> Session:
     session.check_everywhere(comm, trouble)
     if ready is None:
         raise UserError("not reached: rank 0 ends the run")
-    ready.meet()
-    return ready
+    return ready.meet()
 
 
 def _baselines(ready: Session, config: Config, folder: RunFolder | None) -> dict[str, Any]:

@@ -83,12 +83,8 @@ class Session:
         most = int(max(fed.train.max(), fed.test.max()))
         local = dataclasses.replace(config.local, batch_size=min(config.local.batch_size, most))
         batch = min(config.evaluate.batch_size, most)
-        chosen = engines.choose(config, self.module, fed.shape, device)
-        self.instructions = engines.agree(chosen, config, comm)
-        own = self.instructions if comm.owner is not None and chosen == "compiled" else ""
-        what = (self.module, self.layout, local, fed.shape, batch, device, comm.step)
-        self.engine = engines.make(own, *what)
-        self.engine_name = f"{device.type}-{self.engine.name}"
+        self._chosen = engines.choose(config, self.module, fed.shape, device)
+        self._trained_by = (self.module, self.layout, local, fed.shape, batch, device, comm.step)
 
     def method(self, config: Config) -> Method:
         def draw(number: int) -> torch.Tensor:
@@ -104,10 +100,19 @@ class Session:
         """The processor's instructions that train, where that is known."""
         return {"instructions": self.instructions} if self.instructions else {}
 
-    def meet(self) -> None:
-        """Rank 0 learns what the clients are trained with, for results and checkpoints."""
-        own = "" if self.comm.owner is None else self.engine_name
+    def meet(self) -> Session:
+        """The ranks agree on their engines, and rank 0 learns of them; a collective call before any run.
+
+        Raises:
+            ConfigError: on every rank, see ``engines.agree``.
+        """
+        owns = self.comm.owner is not None
+        self.instructions = engines.agree(self._chosen, self.config, self.comm)
+        compiled = owns and self._chosen == "compiled"
+        self.engine = engines.make(self.instructions if compiled else "", *self._trained_by)
+        own = f"{self.engine.device.type}-{self.engine.name}" if owns else ""
         self.engine_name = "+".join(sorted({name for name in self.comm.collect(own) if name}))
+        return self
 
     def about(self, config: Config) -> dict[str, Any]:
         """What a checkpoint says of its run, as plain values."""

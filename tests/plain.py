@@ -68,7 +68,7 @@ def start(folder: Path, method: Any, **keys: Any) -> Run:
 
 def begin(config: Config) -> Run:
     comm = communicator()
-    ready = session.Session(config, comm, prepare(config.data, config.seed))
+    ready = session.Session(config, comm, prepare(config.data, config.seed)).meet()
     return ready.run(config, Clock(comm, time.monotonic()), Keeper(comm, config.checkpoint, None))
 
 

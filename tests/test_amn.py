@@ -245,7 +245,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., session.Re
             progress="off",
         )
         comm = plain.communicator()
-        ready = session.Session(config, comm, prepare(data, seed))
+        ready = session.Session(config, comm, prepare(data, seed)).meet()
         configs = [dataclasses.replace(config, method=m) for m in methods]
         return [session.train(ready, c, Clock(comm, time.monotonic()), None)[1] for c in configs]
 

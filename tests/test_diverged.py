@@ -218,7 +218,7 @@ def test_it_is_told_once_and_counted_always(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     config = dataclasses.replace(begun(tmp_path, "amn").config, progress="off")
-    ready = session.Session(config, plain.communicator(), prepare(config.data, config.seed))
+    ready = session.Session(config, plain.communicator(), prepare(config.data, config.seed)).meet()
     usual = ready.run
 
     def sick(*args: Any) -> Run:

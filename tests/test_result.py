@@ -106,7 +106,8 @@ def test_versions_are_true(done: Finished) -> None:
     packages = {"amn_mpi", "torch", "numpy", "h5py", "mpi4py"}
     assert packages | {"python", "mpi"} <= set(versions)
     assert versions["python"] == platform.python_version()
-    for name in set(versions) - {"python", "mpi"}:
+    assert versions["instructions"] == native.available()
+    for name in set(versions) - {"python", "mpi", "instructions"}:
         assert versions[name] == importlib.metadata.version(name), name
     assert re.search(r"(MPICH|Open MPI).*\d+\.\d+", versions["mpi"])
 

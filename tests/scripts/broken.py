@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from amn_mpi import local, main
+from amn_mpi import compiled, local, main
 
-train = local.Engine.train
+train = compiled.CompiledEngine.train
 
 
 def broken(self: local.Engine, *args: object) -> object:
@@ -21,5 +21,5 @@ def broken(self: local.Engine, *args: object) -> object:
     raise ZeroDivisionError("broken on purpose")
 
 
-local.Engine.train = broken
+compiled.CompiledEngine.train = broken
 main.main(sys.argv[1:])

@@ -12,11 +12,11 @@ begun = time.time()
 from amn_mpi import main  # noqa: E402  # first: its clock starts with its import
 
 # isort: split
-from amn_mpi import comm, local  # noqa: E402
+from amn_mpi import comm, compiled, local  # noqa: E402
 from amn_mpi.runfolder import RunFolder  # noqa: E402
 
 HOW, RANK = os.environ["HOW"], os.environ["PMI_RANK"]
-train, write, keep = local.Engine.train, RunFolder.write_models, comm.Communicator.keep
+train, write, keep = compiled.CompiledEngine.train, RunFolder.write_models, comm.Communicator.keep
 
 
 def wrong(self: local.Engine, *args: object) -> object:
@@ -46,9 +46,9 @@ def remember(self: comm.Communicator, size: int) -> bool:
 kept: list[float] = []
 comm.Communicator.keep = remember
 if HOW == "wrong":
-    local.Engine.train = wrong
+    compiled.CompiledEngine.train = wrong
 if HOW == "slow":
-    local.Engine.train, RunFolder.write_models = busy, slow
+    compiled.CompiledEngine.train, RunFolder.write_models = busy, slow
 if HOW == "timed" and RANK == "0":
     Path(os.environ["MARK"]).write_text(str(begun))
 main.main(sys.argv[1:])

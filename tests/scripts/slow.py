@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amn_mpi import local, main
+from amn_mpi import compiled, local, main
 
 
 def longer(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
@@ -39,9 +39,10 @@ def mark() -> None:
         Path(os.environ["MARK"]).touch()
 
 
-if os.environ.get("TRAIN") == "stuck":
-    local.Engine.train = stuck
-else:
-    local.Engine.train = longer(local.Engine.train, float(os.environ.get("TRAIN", 0)))
-local.Engine.correct = longer(local.Engine.correct, float(os.environ.get("CORRECT", 0)))
+for kind in (local.Engine, compiled.CompiledEngine):
+    if os.environ.get("TRAIN") == "stuck":
+        kind.train = stuck
+    else:
+        kind.train = longer(kind.train, float(os.environ.get("TRAIN", 0)))
+    kind.correct = longer(kind.correct, float(os.environ.get("CORRECT", 0)))
 main.main(sys.argv[1:])
