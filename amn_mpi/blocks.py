@@ -1,40 +1,51 @@
-"""Products of many models at once, in fixed blocks of columns.
+"""The columns of many models in fixed blocks: what is computed over a block, and who holds it.
 
-A product takes rows x BLOCK beside its operands, however large a layer is, and rounds the same
-wherever it runs.
+The operands of a product are contiguous arrays of a block alone, and sums over blocks are added in
+the order of the blocks, so every number rounds the same wherever a block lies.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from amn_mpi.params import ParameterLayout
+from amn_mpi.params import Group
 
-BLOCK = 65536
+if TYPE_CHECKING:
+    import torch
 
-
-def mix(mixing: torch.Tensor, models: torch.Tensor, layout: ParameterLayout, out: torch.Tensor) -> None:
-    """Hybrids: out[:, l] = mixing[l] @ models[:, l]; (L, n, N), (N, P) -> (n, P)."""
-    for weights, group in zip(mixing, layout.groups):
-        for start in range(group.start, group.stop, BLOCK):
-            columns = slice(start, min(start + BLOCK, group.stop))
-            out[:, columns] = weights @ models[:, columns]
-
-
-def products(gradients: torch.Tensor, models: torch.Tensor, layout: ParameterLayout) -> torch.Tensor:
-    """Inner products g_i^l . theta_j^l, (n, P), (N, P) -> (L, n, N)."""
-    pairs = [gradients[:, g.start : g.stop] @ models[:, g.start : g.stop].T for g in layout.groups]
-    return torch.stack(pairs)
+# Wide enough for fast products. Narrow enough that what a rank holds beside its own blocks is
+# little, and that the rows of 65,000 clients count less than 2^31 numbers in a message.
+BLOCK = 16384
 
 
-def inner(rows: torch.Tensor, models: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """<row_i - reference, model_j - reference>, (n, P), (N, P), (P,) -> (n, N) float64.
+@dataclass(frozen=True)
+class Block:
+    """Columns ``start .. stop - 1`` of the flat vector, all of one layer group."""
 
-    About a reference near all of them, since squared distances are differences of these numbers.
-    """
-    total = torch.zeros(len(rows), len(models), dtype=torch.float64)
-    for start in range(0, len(reference), BLOCK):
-        columns = slice(start, start + BLOCK)
-        centre = reference[columns]
-        total += ((rows[:, columns] - centre) @ (models[:, columns] - centre).T).double()
-    return total
+    layer: int
+    start: int
+    stop: int
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.stop)
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+def cut(groups: Iterable[Group]) -> tuple[Block, ...]:
+    """All columns of the layer groups in blocks of at most BLOCK."""
+    return tuple(
+        Block(layer, start, min(start + BLOCK, group.stop))
+        for layer, group in enumerate(groups)
+        for start in range(group.start, group.stop, BLOCK)
+    )
+
+
+def mix(weights: torch.Tensor, models: torch.Tensor, block: Block) -> torch.Tensor:
+    """Hybrids of a block: (L, n, N), or (1, n, N) for all layers alike, and (N, width) -> (n, width)."""
+    return weights[min(block.layer, len(weights) - 1)] @ models

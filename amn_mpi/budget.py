@@ -16,6 +16,7 @@ import numpy as np
 from amn_mpi import methods
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods.base import Method, Setting
+from amn_mpi.methods.mixing import Mixing, sharded
 from amn_mpi.placement import Placement, place, training_steps
 from amn_mpi.progress import table
 
@@ -41,9 +42,8 @@ class Need:
         data: its clients' samples. vectors: everything that has the model's size.
         work: what the largest batch takes on its way through the network, as far as BASE does not
             cover it.
-        down, up: bytes of one round (the mean over rounds, for a cohort below 1). A worker
-            receives ``down`` and sends ``up``; for rank 0 they are what all workers receive and
-            send together.
+        down, up: bytes of one round (the mean over rounds, where rounds differ). A worker receives
+            ``down`` and sends ``up``; rank 0 sends the one and receives the other.
         down_run, up_run: bytes of the whole run, evaluations and the final models included.
     """
 
@@ -87,7 +87,7 @@ def check(config: Config, fed: Federation) -> None:
         ConfigError: one of them cannot; told before anything is trained.
     """
     setting = Setting(layout_of(config, fed), fed.train, config.seed, config.local)
-    methods.get(config.method.name)(config.method, setting)
+    sharded(config, methods.get(config.method.name)(config.method, setting))
     for name in methods.listed(config.baselines):
         try:
             methods.get(name)(methods.options(name)(), setting)
@@ -133,6 +133,8 @@ def needs(config: Config, fed: Federation, ranks: int, layout: ParameterLayout) 
     placement = place(training_steps(config.local, fed.train), max(1, ranks - 1))
     cohort = _cohort_size(config, fed.clients)
     workers = [_worker(config, fed, method, placement, owner) for owner in range(placement.owners)]
+    if isinstance(method, Mixing) and sharded(config, method):
+        return _in_columns(config, method, cohort, workers, alone=ranks == 1)
     size = FLOAT * layout.size
     if ranks == 1:
         alone = workers[0]
@@ -250,6 +252,46 @@ def _worker(config: Config, fed: Federation, method: Method, placement: Placemen
         up=round(up),
         down_run=round(down * config.rounds + _extra(config, method, own) * wire.received * vector),
         up_run=round(up * config.rounds) + tests + own * size * FLOAT,
+    )
+
+
+def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need], alone: bool) -> list[Need]:
+    """All ranks of a sharded server, given what the owners need for their clients."""
+    clients, size, returned = method.setting.clients, method.setting.layout.size, method.wire.returned
+    owners, rounds = len(workers), config.rounds
+    weights = method.matrices * cohort * clients
+    measured = cohort * sum(method.numbers(t) for t in range(1, rounds + 1))  # a block, in all rounds
+    steps = [method.blocks[k : k + owners] for k in range(0, len(method.blocks), owners)]
+    widest = max(sum(block.size for block in step) for step in steps)
+    found = []
+    for owner, need in enumerate(workers):
+        own, blocks = need.clients * cohort / clients, method.blocks[owner::owners]
+        held = sum(block.size for block in blocks)
+        floats = (clients + 1) * held + method.measuring_rows * size + weights
+        floats += own * returned * widest + method.block_floats(cohort)
+        # Its own columns stay, those of the other clients' rows come, and as many hybrids go.
+        down = rounds * ((cohort - own) * returned * held - own * held + weights)
+        up = rounds * ((cohort - own) * held - own * returned * held) + len(blocks) * measured
+        found.append(_more(need, floats, down, up, rounds))
+    apart = method.apart_rows(cohort) * size
+    if alone:
+        return [Need(workers[0].clients, workers[0].data, found[0].vectors + int(FLOAT * apart))]
+    rows = FLOAT * cohort * returned * size  # what comes to rank 0 where the models lie there
+    figures, figures_run = (sum(getattr(need, name) for need in workers) for name in ("up", "up_run"))
+    server = Need(0, 0, FLOAT * (3 + owners) * size, up=figures - rows, up_run=figures_run - rounds * rows)
+    down, up = rounds * weights * owners, len(method.blocks) * measured
+    return [_more(server, apart, down, up, rounds), *found]
+
+
+def _more(need: Need, floats: float, down: float, up: float, rounds: int) -> Need:
+    """``need`` with more floats held, and moved in the whole run."""
+    return replace(
+        need,
+        vectors=need.vectors + int(FLOAT * floats),
+        down=need.down + round(FLOAT * down / rounds),
+        up=need.up + round(FLOAT * up / rounds),
+        down_run=need.down_run + round(FLOAT * down),
+        up_run=need.up_run + round(FLOAT * up),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from amn_mpi.flow import PIECE
 from amn_mpi.ranks import FLOW, Ranks
 
-SPREAD, SUM = 1, 2
+SPREAD, SUM, TURN = 1, 2, 4
 SMALL = 4096  # bytes of a small object that travel in one message with its length
 
 
@@ -97,6 +97,42 @@ class Communicator(Ranks):
             self._wait(self._world.Irecv(other, source=rank, tag=SUM), "reduce")
             total += other
         return total
+
+    def swap(self, own: np.ndarray, give: Sequence[int], into: np.ndarray, take: Sequence[int]) -> None:
+        """Flat pieces from every owner to every owner, itself included; both sides in owners' order.
+
+        Args:
+            give, take: numbers for and from each owner.
+        """
+        if self.owner is not None:
+            self._count("alltoall", own.nbytes - give[self.owner] * own.itemsize)
+        if self.size == 1:
+            into[:] = own
+            return
+        kind = self._mpi.FLOAT
+        send, receive = [own, *self._placed(give), kind], [into, *self._placed(take), kind]
+        self._wait(self._world.Ialltoallv(send, receive), "alltoall")
+
+    def in_turn(self, own: np.ndarray | None, owners: int, box: np.ndarray) -> Iterator[np.ndarray]:
+        """On rank 0 the array of each of the first ``owners`` owners, one after another in ``box``.
+
+        Each is overwritten by the next. An owner that has none gives None; nothing is yielded
+        elsewhere, but every rank has to go through it.
+        """
+        if self.size == 1:
+            yield from () if own is None else (own,)
+        elif self.is_server:
+            row = self._row(box)
+            for owner in range(owners):
+                request = self._world.Irecv([box, len(box), row], source=owner + 1, tag=TURN)
+                self._wait(request, "turns")
+                yield box
+            row.Free()
+        elif own is not None:
+            row = self._row(own)
+            self._count("turns", own.nbytes)
+            self._wait(self._world.Isend([own, len(own), row], dest=0, tag=TURN), "turns")
+            row.Free()
 
     # ---- small objects
 

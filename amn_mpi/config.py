@@ -144,6 +144,10 @@ class Config:
     engine: Literal["auto", "compiled", "torch"] = key(
         "auto", "what trains there; auto: the compiled one for linear, mlp, cnn, lenet5 on a CPU"
     )
+    server: Literal["rank0", "sharded", "auto"] = key(
+        "rank0", "where models are mixed: on rank 0, in columns over all ranks, auto: so above server_gb"
+    )
+    server_gb: float = key(4.0, "most GB of models on rank 0, for server = auto", ge=0)
     threads: int = key(1, "threads of each rank", ge=1, le=1024)
     progress: Literal["auto", "rich", "plain", "off"] = key("auto", "rich on a terminal, else plain lines")
     data: Data = field(default_factory=Data)

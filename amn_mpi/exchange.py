@@ -15,6 +15,7 @@ from amn_mpi.blocks import BLOCK
 from amn_mpi.comm import Communicator
 from amn_mpi.methods.base import Arrived, Method, State, Update
 from amn_mpi.placement import Placement
+from amn_mpi.shards import Shards
 
 # A weighted parameter is sent as a multiple of 2^-40, and 2^-41 is far under float32's step at
 # 1e-3. The weights sum to 1: with every parameter under 2^22 no sum exceeds 2^62, however many
@@ -42,19 +43,22 @@ class Exchange:
         method: Method,
         samples: np.ndarray,
         cohort_size: int,
+        shards: Shards | None = None,
     ) -> None:
         self.comm, self.placement, self.method, self.samples = comm, placement, method, samples
+        self.shards = shards
         wire, size = method.wire, method.part.size
         everyone = 0 if comm.owner is None else len(placement.clients(comm.owner))
         own = min(everyone, cohort_size)
         self._sum = torch.zeros(wire.returned, size, dtype=torch.int64) if wire.up == "mean" else None
-        most = max(everyone, len(samples) if comm.is_server else 0)
+        serves = comm.is_server and shards is None  # rows of others go through rank 0
+        most = max(everyone, len(samples) if serves else 0)
         if not wire.renewed:
-            most = max(own, cohort_size if comm.is_server else 0)
+            most = max(own, cohort_size if serves else 0)
         rows = {"none": 0, "broadcast": 1, "rows": most}[wire.down]
         self._down = torch.zeros(rows, wire.received, size)
         self.up = torch.zeros(own if wire.up == "rows" else min(own, 1), wire.returned, size)
-        gathers = comm.is_server and comm.size > 1 and wire.up == "rows"
+        gathers = serves and comm.size > 1 and wire.up == "rows"
         self._gathered = torch.zeros(cohort_size if gathers else 0, wire.returned, size)
         self._newest: tuple[int, int] = (-1, 0)
         self._got = self._down[:0]
@@ -92,10 +96,13 @@ class Exchange:
 
     def _scatter(self, round: int, cohort: np.ndarray, server: State) -> torch.Tensor:
         comm, counts = self.comm, self.placement.counts(cohort)
+        mine = 0 if comm.owner is None else int(counts[comm.owner])
+        if self.shards is not None:
+            self.shards.mix(server, round, cohort, self._down[:mine, 0])
+            return self._down[:mine]
         rows = self._down[: len(cohort)]
         if comm.is_server:
             self.method.personalise(server, round, cohort, rows)
-        mine = 0 if comm.owner is None else int(counts[comm.owner])
         out = rows.numpy() if comm.is_server else self._down[:mine].numpy()
         return torch.from_numpy(comm.scatter_rows(rows.numpy() if comm.is_server else None, counts, out))
 
@@ -127,11 +134,11 @@ class Exchange:
         return 0
 
     def bring_up(self, cohort: np.ndarray, updates: Sequence[Update]) -> Arrived | None:
-        """What the cohort returned, on rank 0; None elsewhere."""
+        """What the cohort returned, on rank 0; None elsewhere. ``shards`` moves its rows itself."""
         wire, comm = self.method.wire, self.comm
         counts = self.placement.counts(cohort)
         rows = total = torch.empty(0)
-        if wire.up == "rows":
+        if wire.up == "rows" and self.shards is None:
             own, whole = self.up[: len(updates)].numpy(), self._gathered[: len(cohort)].numpy()
             into = whole if comm.is_server and comm.size > 1 else None
             rows = torch.from_numpy(comm.gather_rows(own, counts, into))

@@ -100,7 +100,7 @@ def _baselines(ready: Session, config: Config, folder: RunFolder | None) -> dict
     """Other methods on the same clients with the same local training; scores by name."""
     found: dict[str, Any] = {}
     for name in methods.listed(config.baselines):
-        other = dataclasses.replace(config, method=methods.options(name)())
+        other = methods.baseline(config, name)
         clock = Clock(ready.comm, time.monotonic())
         keeps, saved = None, None
         if folder is not None:

@@ -24,6 +24,7 @@ from amn_mpi.resume import warn
 if TYPE_CHECKING:
     from amn_mpi.comm import Communicator
     from amn_mpi.config import Checkpoint
+    from amn_mpi.methods.base import State
     from amn_mpi.rounds import Run
 
 
@@ -91,7 +92,7 @@ class Keeper:
     def _write(self, run: Run, pieces: Iterator[np.ndarray]) -> None:
         if self._folder is None:
             return
-        server = {name: value.numpy() for name, value in run.server.items()}
+        server = {name: value.numpy() for name, value in _kept(run).items()}
         about = {**self.about, "round": run.done, "numbers": run.numbers, "open": _plain(run)}
         with Writer(
             self._folder, run.done, about, self.history(), server, client_shapes(run), self._comm.tick
@@ -158,6 +159,9 @@ class Keeper:
             self._compare(run, reader, about, path)
             for name, value in reader.server().items():
                 run.server[name].numpy()[...] = value
+            for name in set(run.method.mirrors) & set(run.server):
+                for client, row in enumerate(run.server[name].numpy()):
+                    row[...] = reader.row(run.method.mirrors[name], client)
             self._take(run, self._comm.share({k: about[k] for k in ("round", "numbers", "open")}), reader)
             if self._folder is not None and path.resolve().parent == self._folder.resolve():
                 self._saved = self._point(run)
@@ -171,6 +175,8 @@ class Keeper:
             run.reopen(facts["open"])
         for name, shape in client_shapes(run).items():
             self._deal(run, name, shape, reader)
+        if run.shards is not None:
+            run.shards.restore(run.server, run.state)
 
     def _deal(self, run: Run, name: str, shape: Shape, reader: Reader | None) -> None:
         """One client of each owner at a time: rank 0 needs a row an owner."""
@@ -195,7 +201,7 @@ class Keeper:
             if then != now:
                 shown = f" ({then}, now {now})" if isinstance(now, (str, int)) else ""
                 raise UserError(f"{path}: was made with {words}{shown}; it cannot be continued here")
-        server = {name: (tuple(v.shape), v.numpy().dtype) for name, v in run.server.items()}
+        server = {name: (tuple(v.shape), v.numpy().dtype) for name, v in _kept(run).items()}
         for kind, mine in (("client", client_shapes(run)), ("server", server)):
             if reader.shapes(kind) != mine:
                 method = about["config"]["method"]["name"]
@@ -224,6 +230,11 @@ def client_shapes(run: Run) -> dict[str, Shape]:
 def row_bytes(shape: Shape) -> int:
     """Bytes of one client's part."""
     return math.prod(shape[0][1:]) * shape[1].itemsize
+
+
+def _kept(run: Run) -> State:
+    """The server's state without what is there as the clients' state already."""
+    return {name: value for name, value in run.server.items() if name not in run.method.mirrors}
 
 
 def _plain(run: Run) -> dict[str, Any] | None:

@@ -197,7 +197,7 @@ def _check(config: Config, fed: Federation, comm: Communicator) -> None:
     budget.check(config, fed)
     for name in (config.method.name, *methods.listed(config.baselines)):
         own = name == config.method.name
-        run = config if own else dataclasses.replace(config, method=methods.options(name)())
+        run = config if own else methods.baseline(config, name)
         for line in budget.warnings(run, fed, comm):
             print(f"amn_mpi: warning: {'' if own else name + ': '}{line}", file=sys.stderr, flush=True)
 

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import nn
 
+from amn_mpi.blocks import Block
 from amn_mpi.params import Group
 
 
@@ -24,7 +25,8 @@ class Sketch:
 
     A count sketch: coordinate c of a group goes to bucket c mod k with a random sign. Inner
     products are kept in expectation (the signs are independent), exactly for groups of at most k
-    coordinates. One pass over the row, O(P), and linear: centring may come afterwards.
+    coordinates. One pass over the row, O(P), and linear: blocks add up, and centring may come
+    afterwards.
     """
 
     def __init__(self, groups: tuple[Group, ...], k: int, seed: int) -> None:
@@ -33,17 +35,13 @@ class Sketch:
         self.groups, self.k = groups, k
         self.signs = torch.randint(0, 2, (size,), generator=draw).mul_(2).sub_(1).float()
 
-    def __call__(self, row: torch.Tensor) -> torch.Tensor:
-        """(P,) -> (L, k)."""
-        signed = row * self.signs
-        out = torch.zeros(len(self.groups), self.k)
-        for sketch, group in zip(out, self.groups):
-            piece = signed[group.start : group.stop]
-            whole = group.size // self.k * self.k
-            if whole:
-                sketch += piece[:whole].view(-1, self.k).sum(0)
-            sketch[: group.size - whole] += piece[whole:]
-        return out
+    def __call__(self, pieces: torch.Tensor, block: Block) -> torch.Tensor:
+        """A block's part of the sketches of its layer: (n, width) -> (n, k)."""
+        before = (block.start - self.groups[block.layer].start) % self.k
+        turns = -(-(before + block.size) // self.k)
+        padded = torch.zeros(len(pieces), turns * self.k)
+        torch.mul(pieces, self.signs[block.columns], out=padded[:, before : before + block.size])
+        return padded.view(len(pieces), turns, self.k).sum(1)
 
 
 def similarities(sketches: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -133,7 +131,7 @@ def surrogate(mixing: torch.Tensor, inner: torch.Tensor, weights: torch.Tensor) 
     sum_l sum_j mixing_ij^l (g_i^l . theta_j^l); autograd does softmax, evidence and gates.
 
     Args:
-        mixing: (L, n, N). inner: (L, n, N), see ``blocks.products``. weights: (n,), sum to 1.
+        mixing: (L, n, N). inner: (L, n, N), the products g_i^l . theta_j^l. weights: (n,), sum to 1.
     """
     return ((mixing * inner).sum((0, 2)) * weights).sum()
 

@@ -25,6 +25,8 @@ FREE = (
     "comm",
     "checkpoint",
     "faults",
+    "server",
+    "server_gb",
     "data.root",
     "data.cache",
 )

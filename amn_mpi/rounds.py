@@ -26,6 +26,7 @@ from amn_mpi.keeper import Keeper
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Arrived, Client, Method, State, Update
 from amn_mpi.placement import Placement
+from amn_mpi.shards import Shards
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Run:
         samples: this rank's clients by number, ascending; empty on a rank that only serves.
         state: name -> (own clients, ...), in the same order.
         server: the method's server state on rank 0, else empty.
+        shards: all clients' models in columns over the ranks; None where they are on rank 0.
         numbers: what the method's ``deploy`` gave after the last round.
         done: rounds that are finished.
         open: the last of them on rank 0, where a stop left it without its evaluation.
@@ -63,6 +65,7 @@ class Run:
     samples: dict[int, Samples]
     state: State
     server: State = field(default_factory=dict)
+    shards: Shards | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     done: int = 0
     open: Outcome | None = None
@@ -156,7 +159,7 @@ def run_round(run: Run, record: Callable[[Outcome], None]) -> None:
     with run.clock("exchange"):
         arrived = run.exchange.bring_up(cohort, updates)
     with run.clock("server"):
-        figures = serve(run, t, arrived)
+        figures = serve(run, t, cohort, arrived)
     with run.clock("exchange"):
         word = agree(run, t, arrived)
     if word.void:
@@ -245,12 +248,18 @@ def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:
     return received[k if run.method.wire.down == "rows" else 0]
 
 
-def serve(run: Run, t: int, arrived: Arrived | None) -> dict[str, Any]:
-    """The method's server step on rank 0."""
-    if arrived is None or arrived.trouble or voids(run, arrived):
+def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict[str, Any]:
+    """The method's server step on rank 0; where the models are sharded, all ranks help."""
+    if arrived is not None and (arrived.trouble or voids(run, arrived)):
+        arrived = None
+    figures: dict[str, Any] = {}
+    if run.shards is not None:
+        figures = run.shards.aggregate(run.server, t, cohort, arrived, run.exchange.up)
+    elif arrived is not None:
+        figures = run.method.aggregate(run.server, t, arrived.cohort, arrived)
+    if arrived is None:
         return {}
     turns = {"mean": round(float(arrived.seconds.mean()), 4), "max": round(float(arrived.seconds.max()), 4)}
-    figures = run.method.aggregate(run.server, t, arrived.cohort, arrived)
     for name, values in run.server.items():
         # What has a row for each client is made of rows that were checked as they arrived.
         if len(values.shape) and len(values) != run.clients and not torch.isfinite(values.sum()):

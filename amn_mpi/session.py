@@ -23,12 +23,14 @@ from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.exchange import Exchange
 from amn_mpi.keeper import Keeper
 from amn_mpi.methods.base import Method, Setting
+from amn_mpi.methods.mixing import Mixing, sharded
 from amn_mpi.params import ParameterLayout, vector_of
 from amn_mpi.placement import place, training_steps
 from amn_mpi.progress import Progress
 from amn_mpi.recorder import Recorder
 from amn_mpi.rounds import Run, Samples
 from amn_mpi.runfolder import RunFolder
+from amn_mpi.shards import Shards
 
 
 def choose_device(name: str, rank_on_host: int) -> torch.device:
@@ -140,13 +142,18 @@ class Session:
         """A run at its beginning: buffers, and state that starts as the initial model."""
         method, comm = self.method(config), self.comm
         cohort = rng.cohort(config.seed, 1, self.fed.clients, config.cohort)
-        exchange = Exchange(comm, self.placement, method, self.fed.train, len(cohort))
+        shards = None
+        if sharded(config, method) and isinstance(method, Mixing):
+            shards = Shards(comm, self.placement, method, self.initial)
+        exchange = Exchange(comm, self.placement, method, self.fed.train, len(cohort), shards)
         start = method.keeps(self.initial)
         state = {
             name: torch.stack([v] * len(self.samples)) if self.samples else v[None][:0]
             for name, v in start.items()
         }
         server = method.init(self.initial) if comm.is_server else {}
+        if comm.is_server and shards is None:
+            server |= {k: torch.stack([start[own]] * self.fed.clients) for k, own in method.mirrors.items()}
         return Run(
             config=config,
             comm=comm,
@@ -159,6 +166,7 @@ class Session:
             samples=self.samples,
             state=state,
             server=server,
+            shards=shards,
         )
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import plain
 import pytest
 import torch
 
 from amn_mpi import blocks, meta
-from amn_mpi.params import Group, ParameterLayout, Tensor
+from amn_mpi.params import Group
 
 DRAW = np.random.default_rng(6)
 L, N, K, TAU = 2, 5, 16, 4.0
 GROUPS = (Group("fc1", 0, 36), Group("fc2", 36, 57))
 SLICES = [slice(0, 36), slice(36, 57)]
-LAYOUT = ParameterLayout((Tensor("all", (57,), 0, 57),), GROUPS, 57, 57)
 MODELS = DRAW.normal(size=(N, 57))
 SKETCHES = DRAW.normal(size=(N, L, K)) + 3
 SAMPLES = np.array([30.0, 11, 50, 24, 17])
@@ -50,12 +51,29 @@ def outputs(seen: np.ndarray, sketches: np.ndarray = SKETCHES, samples: np.ndarr
 # ---- sketch
 
 
-def sketch(groups: tuple[Group, ...], k: int, seed: int = 1) -> meta.Sketch:
-    return meta.Sketch(groups, k, seed)
+def sketch(groups: tuple[Group, ...], k: int, seed: int = 1) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The sketches of whole rows, (P,) -> (L, k), from those of their blocks."""
+    made = meta.Sketch(groups, k, seed)
+
+    def whole(row: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(len(groups), k)
+        for block in blocks.cut(groups):
+            out[block.layer] += made(row[None, block.columns], block)[0]
+        return out
+
+    whole.signs = made.signs  # type: ignore[attr-defined]
+    return whole
 
 
+def products(g: np.ndarray) -> torch.Tensor:
+    """g_i^l . theta_j^l, (L, n, N)."""
+    return torch.from_numpy(np.stack([g[:, columns] @ MODELS[:, columns].T for columns in SLICES]))
+
+
+@pytest.mark.parametrize("width", [7, 16, 100])
 @pytest.mark.parametrize("k", [1, 16, 20, 36, 100])
-def test_sketch_equals_the_loop(k: int) -> None:
+def test_sketch_equals_the_loop(monkeypatch: pytest.MonkeyPatch, k: int, width: int) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", width)
     made = sketch(GROUPS, k)
     assert set(made.signs.tolist()) == {-1, 1}
     row = MODELS[0].astype(np.float32)
@@ -85,7 +103,7 @@ def test_inner_products_are_kept_in_expectation() -> None:
     x, y = (torch.from_numpy(1 + 0.3 * DRAW.normal(size=p)).float() for _ in range(2))
     right = float(x @ y)
     group = (Group("a", 0, p),)
-    found = [float(s(x)[0] @ s(y)[0]) for s in (meta.Sketch(group, k, seed) for seed in range(seeds))]
+    found = [float(s(x)[0] @ s(y)[0]) for s in (sketch(group, k, seed) for seed in range(seeds))]
     spread = np.sqrt(2 * float(x @ x) * float(y @ y) / k / seeds)  # of the mean of so many
     assert abs(np.mean(found) - right) < 5 * spread < 0.1 * right
 
@@ -194,16 +212,25 @@ def test_evidence_crosses_layers() -> None:
     assert float(a[1, 0, 1]) == pytest.approx(0.5)
 
 
-def test_mix_and_products_layer_by_layer() -> None:
-    w, g = DRAW.normal(size=(L, 3, N)), DRAW.normal(size=(3, 57))
-    out = torch.full((3, 57), 9.0, dtype=torch.float64)
-    blocks.mix(torch.from_numpy(w), torch.from_numpy(MODELS), LAYOUT, out)
-    inner = blocks.products(torch.from_numpy(g), torch.from_numpy(MODELS), LAYOUT)
-    for layer, group in enumerate(SLICES):
+@pytest.mark.parametrize("width", [1, 7, 36, 100])
+def test_blocks_are_all_columns_layer_by_layer(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", width)
+    found = blocks.cut(GROUPS)
+    assert [c for block in found for c in range(block.start, block.stop)] == list(range(57))
+    for block in found:
+        group = SLICES[block.layer]
+        assert group.start <= block.start < block.stop <= group.stop and block.size <= width
+
+
+@pytest.mark.parametrize("layers", [1, L])
+def test_mix_layer_by_layer(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 10)
+    w = DRAW.normal(size=(layers, 3, N))
+    for block in blocks.cut(GROUPS):
+        out = blocks.mix(torch.from_numpy(w), torch.from_numpy(MODELS[:, block.columns]), block)
         for i in range(3):
-            hybrid = sum(w[layer, i, j] * MODELS[j, group] for j in range(N))
-            np.testing.assert_allclose(out[i, group], hybrid, atol=1e-12)
-            np.testing.assert_allclose(inner[layer, i], [g[i, group] @ MODELS[j, group] for j in range(N)])
+            weights = w[block.layer if layers > 1 else 0, i]
+            np.testing.assert_allclose(out[i], weights @ MODELS[:, block.columns], atol=1e-12)
 
 
 # ---- the gradient
@@ -251,7 +278,7 @@ def test_gradient_agrees_with_differences_through_hybrid_and_loss(
     made, seen_, queries = network(), torch.from_numpy(seen), torch.tensor(clients)
     common = meta.leave_one_out(torch.from_numpy(SAMPLES), seen_, queries)
     mixing = made(torch.from_numpy(s)[:, queries], allowed(seen)[queries], common)
-    inner = blocks.products(torch.from_numpy(g), torch.from_numpy(MODELS), LAYOUT)
+    inner = products(g)
     meta.surrogate(mixing, inner, torch.from_numpy(p)).backward()
     found = torch.cat([made.evidence.grad.flatten(), made.gate.grad]).numpy()
     np.testing.assert_allclose(found, numeric, atol=1e-8, rtol=1e-5)

@@ -5,9 +5,14 @@ The entries are imported when they are asked for: 33 ranks pay for every import.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from typing import TYPE_CHECKING
 
 from amn_mpi.methods.base import Method
+
+if TYPE_CHECKING:
+    from amn_mpi.config import Config
 
 METHODS: dict[str, str] = {
     "amn": "amn_mpi.methods.amn:AMN",
@@ -43,6 +48,12 @@ def get(name: str) -> type[Method]:
 def listed(names: str) -> list[str]:
     """Names out of a text that separates them by commas."""
     return [name for name in names.replace(" ", "").split(",") if name]
+
+
+def baseline(config: Config, name: str) -> Config:
+    """The configuration with another method as it is by default, sharded only if it can be."""
+    server = "auto" if config.server == "sharded" else config.server
+    return dataclasses.replace(config, method=options(name)(), server=server)
 
 
 def options(name: str) -> type:

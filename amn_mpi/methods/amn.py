@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from amn_mpi import rng
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Method, Setting, State, Update, Wire, held_out
+from amn_mpi.methods.base import Arrived, Client, Setting, State, Update, Wire, held_out
+from amn_mpi.methods.mixing import Columns, Mixing
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +45,7 @@ class Options:
     report: Literal["local", "hybrid", "blend"] = key("blend", "which model is the client's own")
 
 
-class AMN(Method):
+class AMN(Mixing):
     """One round: hybrids go down, each client returns its model and a held-out gradient.
 
     The held-out gradient is taken at the adapted local model and stands for the one at the hybrid
@@ -74,7 +76,6 @@ class AMN(Method):
 
         clients, layers = self.setting.clients, len(self.setting.layout.groups)
         return {
-            "models": initial.repeat(clients, 1),
             "reference": initial.clone(),
             "seen": torch.zeros(clients, dtype=torch.bool),
             "sketches": torch.zeros(clients, layers, self.options.sketch),
@@ -85,30 +86,38 @@ class AMN(Method):
             "rho": torch.ones((), dtype=torch.float64),
         }
 
-    def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
+    def mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
         import torch
 
-        from amn_mpi import blocks
-
-        if not server["seen"].any():
-            out[:] = server["reference"]
-            return
+        if not server["seen"].any():  # everybody's model is the initial one
+            return torch.eye(self.setting.clients)[cohort].expand(self.matrices, -1, -1)
         with torch.no_grad():
-            mixing = self._mixing(server, round, cohort)
-        blocks.mix(mixing, server["models"], self.setting.layout, out[:, 0])
+            return self._mixing(server, round, cohort)
 
-    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
+    def learn(self, server: State, round: int, arrived: Arrived, measured: torch.Tensor) -> dict[str, Any]:
+        """First the meta step, then the sketches: the hybrids came from the models before."""
         import torch
 
-        if round > self.options.common_rounds and self.options.meta_lr:
-            self._meta_step(server, round, cohort, arrived.rows[:, 1])
-        sketch = self._sketch()
-        for row, client in zip(arrived.rows[:, 0], cohort):
-            server["models"][client] = row
-            server["sketches"][client] = sketch(row - server["reference"])
+        cohort, measured = arrived.cohort, measured.float()
+        if self._steps_in(round):
+            self._meta_step(server, round, cohort, measured[:, :, : self.setting.clients])
+        server["sketches"][cohort] = measured[:, :, -self.options.sketch :].transpose(0, 1)
         server["seen"][torch.from_numpy(cohort)] = True
         self._choose_rho(server, cohort, arrived.figures)
         return self._figures(server)
+
+    def numbers(self, round: int) -> int:
+        return self.options.sketch + self._steps_in(round) * self.setting.clients
+
+    def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
+        """Inner products g_i . theta_j where a meta step needs them, and sketches of the new models."""
+        import torch
+
+        models, gradients = columns.rows[:, 0], columns.rows[:, 1]
+        sketches = self._sketch(models - columns.reference, columns.block)
+        if not self._steps_in(round):
+            return sketches
+        return torch.cat([gradients @ columns.models.T, sketches], 1)
 
     def deploy(self, server: State) -> dict[str, float]:
         return {"rho": float(server["rho"])}
@@ -122,17 +131,18 @@ class AMN(Method):
             similarity, allowed, _ = self._views(server, np.arange(self.setting.clients))
             return network.attention(similarity, allowed).numpy()
 
-    def server_rows(self, cohort: int) -> float:
-        """All models, the reference, three to sketch with, and the products of mixing.
+    @property
+    def measuring_rows(self) -> float:
+        return 3.0  # the signs of the sketch, while they are drawn
 
-        Beside them four times all sketches, and some 14 layers x N x N on the way to the weights.
-        """
-        from amn_mpi.blocks import BLOCK
+    def small_floats(self, cohort: int) -> float:
+        """Four times all sketches, and some 14 layers x N x N on the way to the weights."""
+        clients, layers = self.setting.clients, len(self.setting.layout.groups)
+        return layers * clients * (4 * self.options.sketch + 14 * clients)
 
-        clients, layout = self.setting.clients, self.setting.layout
-        layers, largest = len(layout.groups), max(group.size for group in layout.groups)
-        small = layers * clients * (4 * self.options.sketch + 14 * clients)
-        return clients + 4 + (cohort * min(largest, BLOCK) + small) / layout.size
+    def _steps_in(self, round: int) -> bool:
+        """Whether the meta-network learns in a round."""
+        return round > self.options.common_rounds and self.options.meta_lr > 0
 
     def _meta(self, server: State | None = None) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """(network, its parameters as one vector, their gradient), set to the server's state."""
@@ -147,6 +157,7 @@ class AMN(Method):
             self._tools[1].copy_(server["meta"])
         return self._tools
 
+    @cached_property
     def _sketch(self) -> Any:
         from amn_mpi import meta
 
@@ -159,8 +170,7 @@ class AMN(Method):
 
         if round <= self.options.common_rounds:
             samples = torch.from_numpy(self.setting.samples).float() * server["seen"]
-            layers = len(self.setting.layout.groups)
-            return (samples / samples.sum()).expand(layers, len(cohort), -1)
+            return (samples / samples.sum()).expand(self.matrices, len(cohort), -1)
         return self._meta(server)[0](*self._views(server, cohort))
 
     def _views(self, server: State, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -176,14 +186,13 @@ class AMN(Method):
         similarity = meta.similarities(server["sketches"], seen)[:, queries]
         return similarity, allowed, meta.leave_one_out(samples, seen, queries)
 
-    def _meta_step(self, server: State, round: int, cohort: np.ndarray, gradients: torch.Tensor) -> None:
-        """The chain rule on the models from which the hybrids were formed, then Adam."""
+    def _meta_step(self, server: State, round: int, cohort: np.ndarray, inner: torch.Tensor) -> None:
+        """The chain rule on the products (L, n, N) of held-out gradients and models, then Adam."""
         import torch
 
-        from amn_mpi import blocks, meta
+        from amn_mpi import meta
 
-        _, parameters, gradient = self._meta()
-        inner = blocks.products(gradients, server["models"], self.setting.layout)
+        _, _, gradient = self._meta()
         weights = torch.from_numpy(self.setting.samples[cohort] / self.setting.samples[cohort].sum())
         mixing = self._mixing(server, round, cohort)
         gradient.zero_()

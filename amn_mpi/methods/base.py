@@ -8,7 +8,7 @@ the ``part`` of it that the method shares. Tensors handed in are the runtime's b
 or fill those documented as outputs, and keep no reference to them beyond the call.
 
 Building blocks: ``config.key`` for options, ``Engine.train`` (its result is the workspace: copy it),
-``loss``, ``gradient``, ``batches`` and ``slope``; ``blocks.mix`` and ``blocks.inner`` for rows of models;
+``loss``, ``gradient``, ``batches`` and ``slope``; ``mixing.Mixing`` for a server that mixes rows of models;
 ``held_out`` and ``shares`` below. torch is imported inside functions: the command line reads the
 options of methods without it.
 """
@@ -157,6 +157,9 @@ class Method:
         models: names of the models that are evaluated.
         part: the coordinates that travel: the whole model unless ``__init__`` says otherwise.
         aside: why comparisons list it apart from the others, "" if they do not.
+        mirrors: server state, (N, ...), of which every row is what the client has as its own state of
+            another name: {"models": "model"}. The runtime lets it start so, and no checkpoint
+            has it twice.
         plain_sgd: it takes steps of its own, for which SGD's momentum is not defined.
         fresh, scratch: vectors of P floats that a turn allocates: for each client until the round
             ends (new state that does not point into what was received or is sent), and until the
@@ -167,6 +170,7 @@ class Method:
     wire: Wire
     models: ClassVar[tuple[str, ...]] = ("local",)
     aside: ClassVar[str] = ""
+    mirrors: ClassVar[Mapping[str, str]] = {}
     plain_sgd: ClassVar[bool] = False
     fresh: float = 0.0
     scratch: float = 0.0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Method, Pull, Setting, State, Update, Wire, shares
+from amn_mpi.methods.base import Arrived, Client, Pull, Setting, State, Update, Wire, shares
+from amn_mpi.methods.mixing import Columns, Mixing
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ class Options:
     start: Literal["own", "message"] = key("own", "where a client's SGD starts: its own model, or u_i")
 
 
-class FedAMP(Method):
+class FedAMP(Mixing):
     """Message passing: u_i = sum_j xi_ij w_j goes to client i, who minimises
     F_i(w) + lambda / (2 alpha) ||w - u_i||^2.
 
@@ -55,32 +56,41 @@ class FedAMP(Method):
 
         n = self.setting.clients
         return {
-            "models": initial.repeat(n, 1),
             "reference": initial.clone(),
             "seen": torch.zeros(n, dtype=torch.bool),
             "inner": torch.zeros(n, n, dtype=torch.float64),  # <w_i - w_0, w_j - w_0>
         }
 
-    def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
-        from amn_mpi import blocks
+    @property
+    def matrices(self) -> int:
+        return 1
 
-        weights = self.weights(server)[cohort].float()
-        layers = len(self.setting.layout.groups)
-        blocks.mix(weights.expand(layers, -1, -1), server["models"], self.setting.layout, out[:, 0])
+    def mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
+        return self.weights(server)[cohort][None]
 
-    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
+    def learn(self, server: State, round: int, arrived: Arrived, measured: torch.Tensor) -> dict[str, Any]:
         import torch
 
-        from amn_mpi import blocks
-
-        models, here = server["models"], torch.from_numpy(cohort)
-        models[here] = arrived.rows[:, 0]
+        here = torch.from_numpy(arrived.cohort)
         server["seen"][here] = True
-        inner = blocks.inner(models[here], models, server["reference"])
+        inner = measured[:, :, : self.setting.clients].sum(0)
         server["inner"][here] = inner
         server["inner"][:, here] = inner.T
         own = torch.diagonal(self.weights(server))[server["seen"]]
         return {"self_weight": float(own.mean())}
+
+    def numbers(self, round: int) -> int:
+        return self.setting.clients
+
+    def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
+        """<w_i - w_0, w_j - w_0> of the new models w_i with the newest of all.
+
+        About a point near all of them, since squared distances are differences of these numbers.
+        """
+        here = columns.rows[:, 0] - columns.reference
+        everyone = columns.models - columns.reference
+        everyone[cohort] = here
+        return here @ everyone.T
 
     def weights(self, server: State) -> torch.Tensor:
         """xi, (N, N) float64, rows sum to 1; who has not trained keeps to itself and is not heard."""
@@ -102,13 +112,11 @@ class FedAMP(Method):
         """Whom each client listens to beside itself, (1, N, N)."""
         return shares(self.weights(server).fill_diagonal_(0).numpy())[None]
 
-    def server_rows(self, cohort: int) -> float:
-        """All models, the reference, the cohort's; N x N numbers and a block of columns."""
-        from amn_mpi.blocks import BLOCK
+    def small_floats(self, cohort: int) -> float:
+        return 10 * self.setting.clients**2
 
-        clients, size = self.setting.clients, self.setting.layout.size
-        small = 10 * clients**2 + 2 * (clients + cohort) * min(size, BLOCK)
-        return clients + 1.0 + cohort + small / size
+    def block_floats(self, cohort: int) -> float:
+        return super().block_floats(cohort) + self.setting.clients * self._widest
 
     def keeps(self, initial: torch.Tensor) -> State:
         return {"model": initial}

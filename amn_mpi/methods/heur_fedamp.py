@@ -11,6 +11,7 @@ import numpy as np
 from amn_mpi.config import key
 from amn_mpi.methods.base import Arrived, State
 from amn_mpi.methods.fedamp import FedAMP
+from amn_mpi.methods.mixing import Columns
 
 if TYPE_CHECKING:
     import torch
@@ -39,15 +40,18 @@ class HeurFedAMP(FedAMP):
         # <w_i - w_0, w_0>: with the inner products about w_0 they give those of the models.
         return {**super().init(initial), "along": torch.zeros(self.setting.clients, dtype=torch.float64)}
 
-    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
+    def learn(self, server: State, round: int, arrived: Arrived, measured: torch.Tensor) -> dict[str, Any]:
+        server["along"][arrived.cohort] = measured[:, :, -1].sum(0)
+        return super().learn(server, round, arrived, measured)
+
+    def numbers(self, round: int) -> int:
+        return self.setting.clients + 1
+
+    def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
         import torch
 
-        from amn_mpi import blocks
-
-        figures, reference = super().aggregate(server, round, cohort, arrived), server["reference"]
-        along = blocks.inner(arrived.rows[:, 0], 2 * reference[None], reference)
-        server["along"][torch.from_numpy(cohort)] = along[:, 0]
-        return figures
+        along = (columns.rows[:, 0] - columns.reference) @ columns.reference
+        return torch.cat([super().measure(round, cohort, columns), along[:, None]], 1)
 
     def listening(self, server: State) -> torch.Tensor:
         import torch

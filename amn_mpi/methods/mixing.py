@@ -1,0 +1,162 @@
+"""Methods whose server mixes the newest models of all clients, wherever these models are.
+
+Such a server never looks at a whole model. It needs sums over columns (sketches, inner products),
+chooses weights, and hybrids are sums of rows. So the models may lie on rank 0, or in blocks of
+columns over all ranks (``amn_mpi/shards.py``); both ways the same code runs on the same blocks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from amn_mpi import blocks
+from amn_mpi.blocks import Block
+from amn_mpi.errors import ConfigError
+from amn_mpi.methods.base import Arrived, Method, Setting, State
+
+if TYPE_CHECKING:
+    import torch
+
+    from amn_mpi.config import Config
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A block of columns in one round; read-only.
+
+    Attributes:
+        reference: everybody's start, (width,).
+        models: every client's newest model before the round, (N, width).
+        rows: what the cohort returned, (n, returned, width); its models are ``rows[:, 0]``.
+    """
+
+    block: Block
+    reference: torch.Tensor
+    models: torch.Tensor
+    rows: torch.Tensor
+
+
+class Mixing(Method):
+    """u_i^l = sum_j weight_ij^l theta_j^l goes down to client i; its new theta_i comes back first.
+
+    Attributes:
+        blocks: all columns, in the order in which ``measure`` is summed.
+    """
+
+    mirrors: ClassVar[Mapping[str, str]] = {"models": "model"}
+
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self.blocks = blocks.cut(setting.layout.groups)
+
+    # ---- rank 0
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices of weights there are: one a layer, or one for all."""
+        return len(self.setting.layout.groups)
+
+    @abstractmethod
+    def mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
+        """The weights of all clients' models for the cohort, (matrices, n, N); rows sum to 1."""
+
+    @abstractmethod
+    def learn(self, server: State, round: int, arrived: Arrived, measured: torch.Tensor) -> dict[str, Any]:
+        """Change the server state by what was measured, (L, n, numbers) float64; returns figures."""
+
+    # ---- wherever a block is
+
+    @abstractmethod
+    def numbers(self, round: int) -> int:
+        """How many numbers ``measure`` gives for each client."""
+
+    @abstractmethod
+    def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
+        """(n, numbers) of one block; the server gets its sum over the blocks of each layer."""
+
+    # ---- all of it on rank 0
+
+    def weights_down(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
+        """``mixing`` in the one layout in memory for which products round the same everywhere."""
+        return self.mixing(server, round, cohort).float().contiguous()
+
+    def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
+        weights = self.weights_down(server, round, cohort)
+        for block in self.blocks:
+            models = server["models"][:, block.columns].contiguous()
+            out[:, 0, block.columns] = blocks.mix(weights, models, block)
+
+    def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
+        import torch
+
+        measured = self.nothing_measured(round, len(cohort))
+        for block in self.blocks:
+            models = server["models"][:, block.columns].contiguous()
+            rows = arrived.rows[:, :, block.columns].contiguous()
+            columns = Columns(block, server["reference"][block.columns].clone(), models, rows)
+            measured[block.layer] += self.measure(round, cohort, columns)
+        server["models"][torch.from_numpy(cohort)] = arrived.rows[:, 0]
+        return self.learn(server, round, arrived, measured)
+
+    def nothing_measured(self, round: int, clients: int) -> torch.Tensor:
+        """Where the sums over blocks start, (L, n, numbers)."""
+        import torch
+
+        layers = len(self.setting.layout.groups)
+        return torch.zeros(layers, clients, self.numbers(round), dtype=torch.float64)
+
+    # ---- what it costs
+
+    @property
+    def measuring_rows(self) -> float:
+        """Vectors of P floats that a rank needs to measure with."""
+        return 0.0
+
+    @abstractmethod
+    def small_floats(self, cohort: int) -> float:
+        """Floats of the server's state and steps that do not grow with P."""
+
+    def block_floats(self, cohort: int) -> float:
+        """Floats that a block takes beside its models: rows, what is made of them, what is measured."""
+        rows = cohort * (self.wire.returned + 2)
+        return rows * self._widest + 2 * cohort * self.numbers(MOST)
+
+    def apart_rows(self, cohort: int) -> float:
+        """``server_rows`` of a server whose models lie with the other ranks: the reference and sums."""
+        summed = 3 * len(self.setting.layout.groups) * cohort * self.numbers(MOST)  # in float64, then as used
+        return 1 + (self.small_floats(cohort) + summed) / self.setting.layout.size
+
+    def server_rows(self, cohort: int) -> float:
+        clients, size = self.setting.clients, self.setting.layout.size
+        block = clients * self._widest + self.block_floats(cohort)
+        return clients + self.apart_rows(cohort) + self.measuring_rows + block / size
+
+    @property
+    def _widest(self) -> int:
+        return max(block.size for block in self.blocks)
+
+
+MOST = 2**31  # a round that is late enough for all that a method measures
+
+
+def sharded(config: Config, method: Method) -> bool:
+    """Whether the models lie in columns over the ranks, as ``config.server`` asks for.
+
+    Raises:
+        ConfigError: the method's server needs whole models.
+    """
+    able = isinstance(method, Mixing)
+    if config.server == "sharded" and not able:
+        raise ConfigError(
+            f"server = sharded: method.name = {method.options.name} needs whole models on rank 0; valid is "
+            "rank0 or auto, or a method that only mixes them (amn, fedamp, heur_fedamp)"
+        )
+    models = 4 * method.setting.clients * method.setting.layout.size
+    return able and (
+        config.server == "sharded" or (config.server == "auto" and models > config.server_gb * 2**30)
+    )

@@ -1,0 +1,138 @@
+"""The sharded server: all clients' models in blocks of columns over the owners.
+
+Block b lies with owner b mod owners, so that a step takes one block of each owner and the steps go
+through the blocks in order. In a step every owner sends every other one that one's columns of its
+own clients' rows (all to all), or gets its clients' part of the hybrids. Beside its blocks a rank
+holds what one step moves. Rank 0 gets what was measured on a block, N x N numbers or so, one block
+after another: it holds nothing of the size N x P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from amn_mpi import blocks
+from amn_mpi.blocks import Block
+from amn_mpi.comm import Communicator
+from amn_mpi.methods.base import Arrived, State
+from amn_mpi.methods.mixing import Columns, Mixing
+from amn_mpi.placement import Placement
+
+
+class Shards:
+    """This rank's columns of all models, and the calls, collective ones, that work on them.
+
+    Args:
+        initial: everybody's model, (P,).
+    """
+
+    def __init__(
+        self, comm: Communicator, placement: Placement, method: Mixing, initial: torch.Tensor
+    ) -> None:
+        self._comm, self._placement, self._method = comm, placement, method
+        clients = method.setting.clients
+        mine = [] if comm.owner is None else method.blocks[comm.owner :: comm.owners]
+        pieces = [initial[block.columns] for block in mine]
+        self._held = [
+            Columns(block, piece.clone(), piece.repeat(clients, 1), torch.empty(0))
+            for block, piece in zip(mine, pieces)
+        ]
+
+    def mix(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
+        """Fill this rank's members' hybrids, (own, P)."""
+        method, counts = self._method, self._placement.counts(cohort)
+        weights = torch.empty(method.matrices, len(cohort), method.setting.clients)
+        if self._comm.is_server:
+            weights = method.weights_down(server, round, cohort)
+        for matrix in weights:
+            self._comm.broadcast(matrix.numpy())
+        for step, held in self._steps():
+            made = torch.empty(0)
+            if held is not None:
+                made = blocks.mix(weights, held.models, held.block)
+            give = [0 if held is None else int(count) * held.block.size for count in counts]
+            sizes = [len(out) * block.size for block in step]
+            received = torch.empty(sum(sizes))
+            self._swap(made, give, received, sizes)
+            for block, piece in zip(step, received.split(sizes)):
+                out[:, block.columns] = piece.view(len(out), block.size)
+
+    def aggregate(
+        self, server: State, round: int, cohort: np.ndarray, arrived: Arrived | None, up: torch.Tensor
+    ) -> dict[str, Any]:
+        """``Method.aggregate``; the figures are on rank 0.
+
+        Args:
+            arrived: what rank 0 knows of the round; None there leaves everything as it is.
+            up: what this rank's members of the cohort returned, (own, returned, P) or more rows.
+        """
+        comm, method = self._comm, self._method
+        dropped = comm.share(None if arrived is None else sorted(arrived.dropped))
+        if dropped is None:
+            return {}
+        good = ~np.isin(cohort, dropped)
+        members = cohort[good]
+        measured = method.nothing_measured(round, len(members) if comm.is_server else 0)
+        box = np.empty(measured.shape[1:], np.float32)
+        for step, held in self._steps():
+            rows, found = self._columns_of(up, cohort, step, held), None
+            if held is not None:
+                rows = rows if good.all() else rows[torch.from_numpy(good)]
+                found = method.measure(round, members, replace(held, rows=rows)).numpy()
+                held.models[torch.from_numpy(members)] = rows[:, 0]
+            for block, numbers in zip(step, comm.in_turn(found, len(step), box)):
+                measured[block.layer] += torch.from_numpy(numbers)
+        return {} if arrived is None else method.learn(server, round, arrived, measured)
+
+    def restore(self, server: State, state: State) -> None:
+        """Go on from the state of all clients and from rank 0's reference."""
+        models = state[self._method.mirrors["models"]]
+        reference = server["reference"] if self._comm.is_server else torch.empty(models.shape[1])
+        self._comm.broadcast(reference.numpy())
+        everyone = np.arange(self._method.setting.clients)
+        for step, held in self._steps():
+            rows = self._columns_of(models[:, None], everyone, step, held)
+            if held is not None:
+                held.models.copy_(rows[:, 0])
+                held.reference.copy_(reference[held.block.columns])
+
+    # ---- inside
+
+    def _steps(self) -> Iterator[tuple[Sequence[Block], Columns | None]]:
+        """The blocks of each step by owner, and what this rank holds of them."""
+        every, owners, owner = self._method.blocks, self._comm.owners, self._comm.owner
+        for start in range(0, len(every), owners):
+            step = every[start : start + owners]
+            mine = owner is not None and owner < len(step)
+            yield step, self._held[start // owners] if mine else None
+            self._comm.tick()
+
+    def _columns_of(
+        self, own: torch.Tensor, cohort: np.ndarray, step: Sequence[Block], held: Columns | None
+    ) -> torch.Tensor:
+        """This rank's block of the cohort's rows, (n, returned, width).
+
+        Args:
+            own: rows of this rank's members, (own, returned, P) or more.
+        """
+        counts, returned = self._placement.counts(cohort), own.shape[1]
+        members = 0 if self._comm.owner is None else int(counts[self._comm.owner])
+        width = 0 if held is None else held.block.size
+        sizes = [members * returned * block.size for block in step]
+        pieces = torch.empty(sum(sizes))
+        for block, piece in zip(step, pieces.split(sizes)):
+            piece.view(members, returned, block.size).copy_(own[:members, :, block.columns])
+        rows = torch.empty(len(cohort) if width else 0, returned, width)
+        self._swap(pieces, sizes, rows.view(-1), [int(count) * returned * width for count in counts])
+        return rows
+
+    def _swap(self, own: torch.Tensor, give: Sequence[int], into: torch.Tensor, take: Sequence[int]) -> None:
+        """``comm.swap`` with no entries for the last owners, who hold nothing in the last step."""
+        owners = self._comm.owners
+        padded = [[*counts, *[0] * (owners - len(counts))] for counts in (give, take)]
+        self._comm.swap(own.reshape(-1).numpy(), padded[0], into.numpy(), padded[1])
