@@ -17,6 +17,13 @@ from amn_mpi.errors import ConfigError
 from amn_mpi.placement import Placement
 
 
+# Floats of AMN's server. A block, here all 10 columns: 4 models, 4 x (2 returned + 2 made of them); 4 x
+# (4 products + 512 sketched) twice.
+BLOCK = (4 + 4 * 4) * 10 + 2 * 4 * 516
+# The sums of these, in float64 and as used; 4 x 4 sketches of 512; 14 x 4 x 4.
+AMN = 3 * 4 * 516 + 4 * 4 * 512 + 14 * 4 * 4
+
+
 def settings(method: str = "amn", **keys: Any) -> Config:
     given = {"local": Local(epochs=1), "model": Model("linear"), "rounds": 7, **keys}
     return Config(method=methods.options(method)(), data=Data(clients=4), **given)
@@ -47,15 +54,51 @@ def test_amn_on_three_ranks() -> None:
         up_run=7 * 256 + 7 * 2 * 3 * 8 + 80,
     )  # fmt: skip
     assert workers == [expected, expected]
-    # 3 + 2 owners, 4 down, 8 gathered; 4 models + 4; 4 products; 4 x 4 sketches of 512; 14 x 4 x 4.
-    floats = (3 + 2 + 4 + 8 + 4 + 4) * 10 + 4 * 10 + 4 * 4 * 512 + 14 * 4 * 4
+    # 3 + 2 owners, 4 down, 8 gathered; 4 models + 4; what the steps take.
+    floats = (3 + 2 + 4 + 8 + 4 + 4) * 10 + BLOCK + AMN
     assert server == budget.Need(0, 0, floats * 4, 160, 512, 1120, 2 * expected.up_run)
     assert workers[0].memory == budget.BASE + 1200 + 560
 
 
 def test_amn_alone_sends_nothing() -> None:
-    floats = (4 + 4 * 5 + 4 + 4) * 10 + 4 * 10 + 4 * 4 * 512 + 14 * 4 * 4
+    floats = (4 + 4 * 5 + 4 + 4) * 10 + BLOCK + AMN
     assert needs(1, settings("amn")) == [budget.Need(4, 2400, floats * 4)]
+
+
+def test_sharded_amn_on_three_ranks() -> None:
+    """One layer of 10 columns is one block: the first owner holds it."""
+    before, what = needs(3, settings("amn")), settings("amn", server="sharded")
+    server, holder, other = needs(3, what)
+    # Seven rounds, the last two of which need the products: numbers that are measured.
+    weights, measured = 4 * 4, 4 * (7 * 512 + 2 * 4)
+    # 4 models and the reference, 3 to measure, weights; 2 x 2 rows to send; the block without models.
+    beside = 3 * 10 + weights + 4 * 10 + BLOCK - 4 * 10
+    assert holder.vectors == before[1].vectors + 4 * (5 * 10 + beside)
+    assert other.vectors == before[2].vectors + 4 * beside
+    assert server.vectors == 4 * ((3 + 2 + 1) * 10 + AMN)
+    # The holder gets the other's 2 x 2 rows and gives it 2 hybrids; the other one does the reverse.
+    assert holder.down_run == 7 * 4 * (4 * 10 + weights)
+    assert other.down_run == 7 * 4 * (2 * 10 + weights)
+    told = before[1].up_run - 7 * 160
+    assert holder.up_run == told + 4 * (7 * 2 * 10 + measured)
+    assert other.up_run == told + 4 * 7 * 4 * 10
+    assert (server.down_run, server.up_run) == (7 * 4 * 2 * weights, 2 * told + 4 * measured)
+    assert (server.down, server.up) == (4 * 2 * weights, 2 * 96 + round(4 * measured / 7))
+
+
+def test_sharded_amn_alone_holds_all() -> None:
+    (alone,) = needs(1, settings("amn", server="sharded"))
+    floats = (4 + 4 * 5 + 5 + 3 + 1 + 8) * 10 + 4 * 4 + BLOCK - 4 * 10 + AMN
+    assert alone == budget.Need(4, 2400, floats * 4)
+
+
+def test_sharded_by_memory() -> None:
+    """Four models of 10 floats are 160 bytes."""
+    for limit, there in ((160 / 2**30, False), (159 / 2**30, True)):
+        for name in ("amn", "fedamp", "fedavg"):
+            given = {"server": "auto", "server_gb": limit}
+            as_asked = settings(name, server="sharded" if there and name != "fedavg" else "rank0")
+            assert needs(3, settings(name, **given)) == needs(3, as_asked)
 
 
 def test_fedavg_on_three_ranks() -> None:

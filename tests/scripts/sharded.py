@@ -1,25 +1,104 @@
-import sys, dataclasses
+"""Runs with the models on rank 0 and in columns over the ranks; rank 0 writes what must be the same.
+
+Arguments: OUT.json, then options of the main program. Checkpoints go to ``checkpoints`` beside OUT;
+those that a start on other ranks has left there are gone on from, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 from every_method import one
+
 from amn_mpi import blocks, cli, data, methods
+from amn_mpi.checkpoint import file_name
 from amn_mpi.comm import Communicator
+from amn_mpi.config import Checkpoint, Config
+from amn_mpi.rounds import Run
 from amn_mpi.session import Session
 
-blocks.BLOCK = int(sys.argv[2])
-comm = Communicator()
-config = comm.share(cli.parse(sys.argv[3:])[0] if comm.is_server else None)
-fed = comm.share(data.prepare(config.data, config.seed) if comm.is_server else None)
-ready = Session(config, comm, fed)
-ready.meet()
-out = {}
-for name in ("amn", "fedamp", "heur_fedamp"):
-    o = methods.options(name)(**({"common_rounds": 1, "sketch": 100} if name == "amn" else {}))
-    for server in ("rank0", "sharded"):
-        f = one(ready, dataclasses.replace(config, method=o, server=server))
-        f.get("server", {}).pop("models", None)
-        out[name, server] = f
-if comm.is_server:
-    for name in ("amn", "fedamp", "heur_fedamp"):
-        a, b = out[name, "rank0"], out[name, "sharded"]
-        print(name, a == b, [k for k in a if a[k] != b[k]], a["models"][0][:8])
-comm.close()
+BLOCK = 500  # ten blocks of 4810 parameters, the narrow ones in the middle and at the end
+# 96 is no divisor of it, so sketches go on within a bucket.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "amn": {"common_rounds": 1, "sketch": 96},
+    "fedamp": {},
+    "heur_fedamp": {},
+}
+SERVERS = ("rank0", "sharded")
+SICK = 4
+
+
+def main(out: Path, words: list[str]) -> None:
+    comm = Communicator()
+    config = comm.share(cli.parse(words)[0] if comm.is_server else None)
+    fed = comm.share(data.prepare(config.data, config.seed) if comm.is_server else None)
+    blocks.BLOCK = BLOCK
+    ready = Session(config, comm, fed)
+    ready.meet()
+    found = {
+        f"{name} {cohort} {server}": facts(ready, variant(config, name, cohort, server))
+        for name in OPTIONS
+        for cohort in (1.0, 0.5)
+        for server in SERVERS
+    }
+    found |= resumed(ready, config, out.parent / "checkpoints")
+    ready.run = diverging(ready.run)  # type: ignore[method-assign]
+    for server in SERVERS:
+        found[f"diverged {server}"] = facts(ready, variant(config, "amn", 1.0, server))
+    if comm.is_server:
+        out.write_text(json.dumps(found))
+    comm.close()
+
+
+def variant(config: Config, name: str, cohort: float, server: Any) -> Config:
+    made = methods.options(name)(**OPTIONS[name])
+    return dataclasses.replace(config, method=made, cohort=cohort, server=server)
+
+
+def facts(ready: Session, config: Config, **places: Path | None) -> dict[str, Any]:
+    """What must not depend on where the models are."""
+    found = one(ready, config, **places)
+    found.get("server", {}).pop("models", None)
+    return found
+
+
+def resumed(ready: Session, config: Config, folder: Path) -> dict[str, Any]:
+    """To the end from every checkpoint after round 2, with either server, whatever it was made with."""
+    comm, found = ready.comm, {}
+    whole = {server: variant(config, "amn", 0.5, server) for server in SERVERS}
+    for server in SERVERS:
+        saving = dataclasses.replace(whole[server], rounds=2, checkpoint=Checkpoint(every=1, minutes=0))
+        one(ready, saving, keeps=folder / f"{comm.size} {server}")
+    saved = comm.share(sorted(folder.glob(f"*/{file_name(2)}")) if comm.is_server else [])
+    for server in SERVERS:
+        for path in saved:
+            found[f"from {path.parent.name} {server}"] = facts(ready, whole[server], saved=path)
+    return found
+
+
+def diverging(usual: Any) -> Any:
+    """Runs in which a client returns NaN in round 2."""
+
+    def run(*args: Any) -> Run:
+        made = usual(*args)
+        update = made.method.local_update
+
+        def sick(client: Any, *rest: Any) -> Any:
+            found = update(client, *rest)
+            if (client.number, client.round) == (SICK, 2):
+                client.up.fill_(torch.nan)
+            return found
+
+        made.method.local_update = sick
+        return made
+
+    return run
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
