@@ -45,22 +45,14 @@ class Shards:
 
     def mix(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
         """Fill this rank's members' hybrids, (own, P)."""
-        method, counts = self._method, self._placement.counts(cohort)
+        method = self._method
         weights = torch.empty(method.matrices, len(cohort), method.setting.clients)
         if self._comm.is_server:
             weights = method.weights_down(server, round, cohort)
         for matrix in weights:
             self._comm.broadcast(matrix.numpy())
         for step, held in self._steps():
-            made = torch.empty(0)
-            if held is not None:
-                made = blocks.mix(weights, held.models, held.block)
-            give = [0 if held is None else int(count) * held.block.size for count in counts]
-            sizes = [len(out) * block.size for block in step]
-            received = torch.empty(sum(sizes))
-            self._swap(made, give, received, sizes)
-            for block, piece in zip(step, received.split(sizes)):
-                out[:, block.columns] = piece.view(len(out), block.size)
+            self._hand_out(weights, cohort, step, held, out)
 
     def aggregate(
         self, server: State, round: int, cohort: np.ndarray, arrived: Arrived | None, up: torch.Tensor
@@ -76,15 +68,10 @@ class Shards:
         if dropped is None:
             return {}
         good = ~np.isin(cohort, dropped)
-        members = cohort[good]
-        measured = method.nothing_measured(round, len(members) if comm.is_server else 0)
+        measured = method.nothing_measured(round, int(good.sum()) if comm.is_server else 0)
         box = np.empty(measured.shape[1:], np.float32)
         for step, held in self._steps():
-            rows, found = self._columns_of(up, cohort, step, held), None
-            if held is not None:
-                rows = rows if good.all() else rows[torch.from_numpy(good)]
-                found = method.measure(round, members, replace(held, rows=rows)).numpy()
-                held.models[torch.from_numpy(members)] = rows[:, 0]
+            found = self._take_over(round, cohort, good, step, held, up)
             for block, numbers in zip(step, comm.in_turn(found, len(step), box)):
                 measured[block.layer] += torch.from_numpy(numbers)
         return {} if arrived is None else method.learn(server, round, arrived, measured)
@@ -111,6 +98,44 @@ class Shards:
             mine = owner is not None and owner < len(step)
             yield step, self._held[start // owners] if mine else None
             self._comm.tick()
+
+    def _hand_out(
+        self,
+        weights: torch.Tensor,
+        cohort: np.ndarray,
+        step: Sequence[Block],
+        held: Columns | None,
+        out: torch.Tensor,
+    ) -> None:
+        """One step of ``mix``. What a step takes goes before the next one."""
+        made, give = torch.empty(0), [0]
+        if held is not None:
+            made = blocks.mix(weights, held.models, held.block)
+            give = [int(count) * held.block.size for count in self._placement.counts(cohort)]
+        sizes = [len(out) * block.size for block in step]
+        received = torch.empty(sum(sizes))
+        self._swap(made, give, received, sizes)
+        for block, piece in zip(step, received.split(sizes)):
+            out[:, block.columns] = piece.view(len(out), block.size)
+
+    def _take_over(
+        self,
+        round: int,
+        cohort: np.ndarray,
+        good: np.ndarray,
+        step: Sequence[Block],
+        held: Columns | None,
+        up: torch.Tensor,
+    ) -> np.ndarray | None:
+        """One step of ``aggregate``: what is measured on this rank's block, before its models change."""
+        rows = self._columns_of(up, cohort, step, held)
+        if held is None:
+            return None
+        members = cohort[good]
+        rows = rows if good.all() else rows[torch.from_numpy(good)]
+        found = self._method.measure(round, members, replace(held, rows=rows))
+        held.models[torch.from_numpy(members)] = rows[:, 0]
+        return found.numpy()
 
     def _columns_of(
         self, own: torch.Tensor, cohort: np.ndarray, step: Sequence[Block], held: Columns | None

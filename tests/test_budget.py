@@ -16,7 +16,6 @@ from amn_mpi.data import Federation
 from amn_mpi.errors import ConfigError
 from amn_mpi.placement import Placement
 
-
 # Floats of AMN's server. A block, here all 10 columns: 4 models, 4 x (2 returned + 2 made of them); 4 x
 # (4 products + 512 sketched) twice.
 BLOCK = (4 + 4 * 4) * 10 + 2 * 4 * 516

@@ -29,9 +29,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def measured(samples: Path, method: str, ranks: int, hidden: int) -> dict[str, Any]:
+def measured(samples: Path, method: str, ranks: int, hidden: int, server: str = "rank0") -> dict[str, Any]:
     """The result of one round with OWN clients on every worker."""
-    out = samples.parent / f"{method}-{ranks}-{hidden}"
+    out = samples.parent / f"{method}-{ranks}-{hidden}-{server}"
     what = options(
         data__name=samples,
         data__clients=OWN * (ranks - 1),
@@ -45,6 +45,7 @@ def measured(samples: Path, method: str, ranks: int, hidden: int) -> dict[str, A
         local__lr=0.001,
         rounds=1,
         method__name=method,
+        server=server,
         device="cpu",
         progress="off",
         out=out,
@@ -98,3 +99,32 @@ def test_rank_0_holds_and_moves_what_the_budget_says(samples: Path, method: str,
     final = 4 * found["clients"] * found["parameters"]  # sent after the figures were taken
     assert sent.get("gather", 0) + sent.get("reduce", 0) == server.up_run - final
     assert sent.get("scatter", 0) + sent.get("broadcast", 0) == server.down_run
+
+
+def test_a_sharded_server_has_nothing_of_the_size_n_x_p(samples: Path, record_property: Any) -> None:
+    """Twice the clients, or three times the parameters: rank 0's peak follows the budget, not N x P."""
+    base = max(peaks(samples, "local", 3, 1))
+    held, expected, models = [], [], []
+    for ranks, hidden in ((3, 1350), (5, 1350), (3, 4050)):
+        found = measured(samples, "amn", ranks, hidden, "sharded")
+        what = config.build(found["config"], methods.options("amn"))
+        fed = data.describe(what.data, what.seed)
+        server, *owners = budget.needs(what, fed, ranks, budget.layout_of(what, fed))
+        vector, final = found["parameters"] * 4 / 2**20, 4 * found["clients"] * found["parameters"]
+        held.append(found["peak_memory_mb"][0])
+        expected.append(server.vectors / 2**20)
+        models.append(found["clients"] * vector)
+        for peak, need in zip(found["peak_memory_mb"][1:], owners):
+            # glibc keeps some of the arrays of a step, of up to 20 MB each, when they are freed.
+            assert peak - base < (1 + SLACK) * need.vectors / 2**20 + 3 * NOISE_MB
+        sent = found["bytes_sent"]
+        assert (sent["broadcast"], sent["gather"] + sent["turns"]) == (server.down_run, server.up_run - final)
+        assert sent["alltoall"] + sent["broadcast"] == sum(need.down_run for need in owners)
+        assert sent["alltoall"] + server.up_run == sum(need.up_run for need in owners)
+    record_property("rank_0_mb", held)
+    record_property("models_mb", models)
+    print(held, expected, models)
+    for case in (1, 2):
+        grown = held[case] - held[0]
+        assert grown < expected[case] - expected[0] + NOISE_MB
+        assert expected[case] - expected[0] < 0.3 * (models[case] - models[0])

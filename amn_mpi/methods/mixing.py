@@ -88,20 +88,23 @@ class Mixing(Method):
     def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
         weights = self.weights_down(server, round, cohort)
         for block in self.blocks:
-            models = server["models"][:, block.columns].contiguous()
-            out[:, 0, block.columns] = blocks.mix(weights, models, block)
+            out[:, 0, block.columns] = blocks.mix(weights, self._of(server, block, out[:0]).models, block)
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         import torch
 
         measured = self.nothing_measured(round, len(cohort))
         for block in self.blocks:
-            models = server["models"][:, block.columns].contiguous()
-            rows = arrived.rows[:, :, block.columns].contiguous()
-            columns = Columns(block, server["reference"][block.columns].clone(), models, rows)
-            measured[block.layer] += self.measure(round, cohort, columns)
+            measured[block.layer] += self.measure(round, cohort, self._of(server, block, arrived.rows))
         server["models"][torch.from_numpy(cohort)] = arrived.rows[:, 0]
         return self.learn(server, round, arrived, measured)
+
+    @staticmethod
+    def _of(server: State, block: Block, rows: torch.Tensor) -> Columns:
+        """A block of rank 0's models and of the cohort's rows, in arrays of its own."""
+        models, here = server["models"], block.columns
+        reference = server["reference"][here].clone()
+        return Columns(block, reference, models[:, here].contiguous(), rows[:, :, here].contiguous())
 
     def nothing_measured(self, round: int, clients: int) -> torch.Tensor:
         """Where the sums over blocks start, (L, n, numbers)."""
