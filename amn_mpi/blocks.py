@@ -6,6 +6,7 @@ the order of the blocks, so every number rounds the same wherever a block lies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # Wide enough for fast products. Narrow enough that what a rank holds beside its own blocks is
 # little, and that the rows of 65,000 clients count less than 2^31 numbers in a message.
-BLOCK = 16384
+BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,19 @@ def cut(groups: Iterable[Group]) -> tuple[Block, ...]:
 def mix(weights: torch.Tensor, models: torch.Tensor, block: Block) -> torch.Tensor:
     """Hybrids of a block: (L, n, N), or (1, n, N) for all layers alike, and (N, width) -> (n, width)."""
     return weights[min(block.layer, len(weights) - 1)] @ models
+
+
+class Scratch:
+    """Arrays by name that serve one block after another: of freed ones this large glibc keeps several."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> torch.Tensor:
+        """Contiguous, with anything in it; the same memory as under this name before."""
+        import torch
+
+        numbers = math.prod(shape)
+        if name not in self._held or len(self._held[name]) < numbers:
+            self._held[name] = torch.empty(numbers)
+        return self._held[name][:numbers].view(shape)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from amn_mpi import blocks
-from amn_mpi.blocks import Block
+from amn_mpi.blocks import Block, Scratch
 from amn_mpi.comm import Communicator
 from amn_mpi.methods.base import Arrived, State
 from amn_mpi.methods.mixing import Columns, Mixing
@@ -35,6 +35,7 @@ class Shards:
         self, comm: Communicator, placement: Placement, method: Mixing, initial: torch.Tensor
     ) -> None:
         self._comm, self._placement, self._method = comm, placement, method
+        self._scratch = Scratch()
         clients = method.setting.clients
         mine = [] if comm.owner is None else method.blocks[comm.owner :: comm.owners]
         pieces = [initial[block.columns] for block in mine]
@@ -113,7 +114,7 @@ class Shards:
             made = blocks.mix(weights, held.models, held.block)
             give = [int(count) * held.block.size for count in self._placement.counts(cohort)]
         sizes = [len(out) * block.size for block in step]
-        received = torch.empty(sum(sizes))
+        received = self._scratch("received", sum(sizes))
         self._swap(made, give, received, sizes)
         for block, piece in zip(step, received.split(sizes)):
             out[:, block.columns] = piece.view(len(out), block.size)
@@ -149,11 +150,12 @@ class Shards:
         members = 0 if self._comm.owner is None else int(counts[self._comm.owner])
         width = 0 if held is None else held.block.size
         sizes = [members * returned * block.size for block in step]
-        pieces = torch.empty(sum(sizes))
+        pieces = self._scratch("sent", sum(sizes))
         for block, piece in zip(step, pieces.split(sizes)):
             piece.view(members, returned, block.size).copy_(own[:members, :, block.columns])
-        rows = torch.empty(len(cohort) if width else 0, returned, width)
-        self._swap(pieces, sizes, rows.view(-1), [int(count) * returned * width for count in counts])
+        take = [int(count) * returned * width for count in counts]
+        rows = self._scratch("received", len(cohort) if width else 0, returned, width)
+        self._swap(pieces, sizes, rows.view(-1), take)
         return rows
 
     def _swap(self, own: torch.Tensor, give: Sequence[int], into: torch.Tensor, take: Sequence[int]) -> None:

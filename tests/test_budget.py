@@ -16,9 +16,9 @@ from amn_mpi.data import Federation
 from amn_mpi.errors import ConfigError
 from amn_mpi.placement import Placement
 
-# Floats of AMN's server. A block, here all 10 columns: 4 models, 4 x (2 returned + 2 made of them); 4 x
+# Floats of AMN's server. A block, here all 10 columns: 4 models, 4 x (2 returned + 3 made of them); 4 x
 # (4 products + 512 sketched) twice.
-BLOCK = (4 + 4 * 4) * 10 + 2 * 4 * 516
+BLOCK = (4 + 4 * 5) * 10 + 2 * 4 * 516
 # The sums of these, in float64 and as used; 4 x 4 sketches of 512; 14 x 4 x 4.
 AMN = 3 * 4 * 516 + 4 * 4 * 512 + 14 * 4 * 4
 

@@ -93,7 +93,7 @@ def test_rank_0_holds_and_moves_what_the_budget_says(samples: Path, method: str,
     base = measured(samples, "local", 3, 1)["peak_memory_mb"][0]
     vector, expected = found["parameters"] * 4 / 2**20, server.vectors / 2**20
     # An upper bound, for not all of it is held at one time.
-    assert found["peak_memory_mb"][0] - base < expected + NOISE_MB + KEPT * vector
+    assert found["peak_memory_mb"][0] - base < (1 + SLACK) * expected + NOISE_MB + KEPT * vector
     assert found["peak_memory_mb"][0] - base > 0.7 * expected - NOISE_MB
     sent = found["bytes_sent"]
     final = 4 * found["clients"] * found["parameters"]  # sent after the figures were taken
@@ -115,7 +115,7 @@ def test_a_sharded_server_has_nothing_of_the_size_n_x_p(samples: Path, record_pr
         expected.append(server.vectors / 2**20)
         models.append(found["clients"] * vector)
         for peak, need in zip(found["peak_memory_mb"][1:], owners):
-            # glibc keeps some of the arrays of a step, of up to 20 MB each, when they are freed.
+            # What is measured in a step takes arrays of up to 10 MB, of which glibc keeps some.
             assert peak - base < (1 + SLACK) * need.vectors / 2**20 + 3 * NOISE_MB
         sent = found["bytes_sent"]
         assert (sent["broadcast"], sent["gather"] + sent["turns"]) == (server.down_run, server.up_run - final)

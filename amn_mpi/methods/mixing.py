@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from amn_mpi import blocks
-from amn_mpi.blocks import Block
+from amn_mpi.blocks import Block, Scratch
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods.base import Arrived, Method, Setting, State
 
@@ -53,6 +53,7 @@ class Mixing(Method):
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
         self.blocks = blocks.cut(setting.layout.groups)
+        self._scratch = Scratch()
 
     # ---- rank 0
 
@@ -91,20 +92,20 @@ class Mixing(Method):
             out[:, 0, block.columns] = blocks.mix(weights, self._of(server, block, out[:0]).models, block)
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
-        import torch
-
         measured = self.nothing_measured(round, len(cohort))
         for block in self.blocks:
             measured[block.layer] += self.measure(round, cohort, self._of(server, block, arrived.rows))
-        server["models"][torch.from_numpy(cohort)] = arrived.rows[:, 0]
+        for row, client in zip(arrived.rows[:, 0], cohort):  # all at once would copy them first
+            server["models"][client] = row
         return self.learn(server, round, arrived, measured)
 
-    @staticmethod
-    def _of(server: State, block: Block, rows: torch.Tensor) -> Columns:
+    def _of(self, server: State, block: Block, rows: torch.Tensor) -> Columns:
         """A block of rank 0's models and of the cohort's rows, in arrays of its own."""
-        models, here = server["models"], block.columns
-        reference = server["reference"][here].clone()
-        return Columns(block, reference, models[:, here].contiguous(), rows[:, :, here].contiguous())
+        names, found = ("reference", "models", "rows"), []
+        for name, whole in zip(names, (server["reference"], server["models"], rows)):
+            piece = whole[..., block.columns]
+            found.append(self._scratch(name, *piece.shape).copy_(piece))
+        return Columns(block, *found)
 
     def nothing_measured(self, round: int, clients: int) -> torch.Tensor:
         """Where the sums over blocks start, (L, n, numbers)."""
@@ -125,8 +126,8 @@ class Mixing(Method):
         """Floats of the server's state and steps that do not grow with P."""
 
     def block_floats(self, cohort: int) -> float:
-        """Floats that a block takes beside its models: rows, what is made of them, what is measured."""
-        rows = cohort * (self.wire.returned + 2)
+        """Floats that a block takes beside its models: rows, three made of them, what is measured."""
+        rows = cohort * (self.wire.returned + 3)
         return rows * self._widest + 2 * cohort * self.numbers(MOST)
 
     def apart_rows(self, cohort: int) -> float:
