@@ -21,6 +21,7 @@ LONG = (
     "test_ranks_more",
     "test_memory",
     "test_compare",
+    "test_sharded",
     "test_killed_rank",
     "test_torture",
     "test_two_hosts",

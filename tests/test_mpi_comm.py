@@ -18,7 +18,7 @@ def test_collectives(ranks: int, wait: str) -> None:
     assert done.returncode == 0, done.stderr
     said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert said["bad"] == "[]"
-    assert said["checked"] == "['broadcast', 'collect', 'gather', 'scatter', 'share', 'sum']"
+    assert said["checked"] == "['broadcast', 'collect', 'gather', 'scatter', 'share', 'sum', 'swap', 'turns']"
     rows = sum(1 + 2 * (owner % 3) for owner in range(max(1, ranks - 1)))
     assert int(said["sent"]) == (rows * 14 * 4 if ranks > 1 else 0)
     assert said["places"] == str([(rank, ranks, True) for rank in range(ranks)])

@@ -36,6 +36,21 @@ if comm.is_server:
     expect = [ranks * 2**60 + ranks * (ranks - 1) // 2, -ranks * 2**60, ranks]
     checks["sum"] = [int(v) for v in summed] == [((e + 2**63) % 2**64) - 2**63 for e in expect]
 
+# Owner a gives owner b the number 10 a + b, a + b + 1 times (all owners, the last one has nothing).
+owners, me = comm.owners, comm.owner
+last = owners - 1 if owners > 1 else owners
+give = [] if me is None else [(me + b + 1) * (me < last > b) for b in range(owners)]
+own = np.repeat([10.0 * (me or 0) + b for b in range(len(give))], give).astype(np.float32)
+into = np.full(sum(give), -1, np.float32)  # what a and b give each other is equally long
+comm.swap(own, give or [0] * owners, into, give or [0] * owners)
+expected = np.repeat([10.0 * b + (me or 0) for b in range(len(give))], give)
+checks["swap"] = bool((into == expected).all())
+
+mine = None if me in (None, last) else np.full((2, 3), me, np.float32)
+box = np.empty((2, 3), np.float32)
+turns = [array.tolist() for array in comm.in_turn(mine, last, box)]
+checks["turns"] = turns == ([[[float(k)] * 3] * 2 for k in range(last)] if comm.is_server else [])
+
 thing = {"text": "ä" * 3000, "number": 7}
 checks["share"] = comm.share(thing if comm.is_server else None) == thing
 found = comm.collect("x" * comm.rank)
