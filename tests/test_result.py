@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 from running import command, environment, result, run
 
+from amn_mpi import native
+
 PHASES = {"start", "prepare", "train", "exchange", "server", "evaluate", "checkpoint", "wait"}
 ROUNDS, CLIENTS, RANKS = 6, 6, 3
 MODELS = ("local", "hybrid", "blend")
