@@ -15,6 +15,7 @@ from amn_mpi.flow import PIECE
 from amn_mpi.ranks import FLOW, Ranks
 
 SPREAD, SUM, TURN = 1, 2, 4
+UNHURRIED = 2e-3  # seconds between two looks for what comes beside the training
 SMALL = 4096  # bytes of a small object that travel in one message with its length
 
 
@@ -192,7 +193,8 @@ class Communicator(Ranks):
         box = np.empty(min(nbytes, PIECE), np.uint8)
         for start in range(0, nbytes, PIECE):
             piece = box[: nbytes - start]
-            self._wait(self._world.Irecv(piece, source=owner + 1, tag=FLOW), "checkpoint")
+            request = self._world.Irecv(piece, source=owner + 1, tag=FLOW)
+            self._wait(request, "checkpoint", shortest=UNHURRIED)
             yield piece
 
     # ---- inside

@@ -255,7 +255,7 @@ class Ranks:
 
     # ---- inside
 
-    def _wait(self, request: Any, what: str, asks: bool = True) -> None:
+    def _wait(self, request: Any, what: str, asks: bool = True, shortest: float = SHORTEST) -> None:
         start = looked = time.monotonic()
         cpu = time.thread_time()
         self.tick()
@@ -264,7 +264,7 @@ class Ranks:
             now = time.monotonic()
             self._flow.go_on()
             if not self.spins:
-                time.sleep(min(LONGEST, max(SHORTEST, SHARE * (now - start))))
+                time.sleep(min(LONGEST, max(shortest, SHARE * (now - start))))
             if now - looked > 0.2:
                 looked = now
                 self._hear()
