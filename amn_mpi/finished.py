@@ -1,0 +1,110 @@
+"""Finished runs, read back: their results, whether they can be compared, and their tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amn_mpi.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from amn_mpi.scores import Score
+
+
+def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
+    """Tables of all finished runs in and below some folders."""
+    paths = sorted({path for name in folders for path in Path(name).rglob("result.json")})
+    if not paths:
+        raise UserError(f"{', '.join(folders)}: no finished run (result.json) in or below it")
+    scores = [score_of(path) for path in paths]
+    scores = [replace(s, label=f"{s.label}-{s.trial:02d}") if s.trial >= 0 else s for s in scores]
+    _same_data(scores, paths)
+    check_reference(reference, [score.label for score in scores])
+    known: dict[tuple[str, str, int], Path] = {}
+    for score, path in zip(scores, paths):
+        other = known.setdefault((score.scenario, score.label, score.seed), path)
+        if other != path:
+            raise UserError(
+                f"{other.parent} and {path.parent} are both {score.label} on {score.scenario} with seed "
+                f"{score.seed}; give one of them"
+            )
+    write_tables(scores, scores, reference or "amn", Path(out) if out else None)
+
+
+def _same_data(scores: list[Score], paths: list[Path]) -> None:
+    """Runs of one scenario are compared as pairs: their data, rounds and cohorts have to be the same."""
+    from amn_mpi import cli
+
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for score, path in zip(scores, paths):
+        flat = cli.layer(result_of(path)["config"], "")
+        kept = {k: v for k, v in flat.items() if k in ("rounds", "cohort") or k.startswith("data.")}
+        kept |= {"model.name": str(flat.get("model.name")).removesuffix("_bn")}
+        kept |= {"model.hidden": flat.get("model.hidden")}
+        kept = {k: v for k, v in kept.items() if k not in ("data.root", "data.cache")}
+        other, then = first.setdefault(score.scenario, (path, kept))
+        for key in kept:
+            if kept[key] != then.get(key, kept[key]):
+                raise UserError(
+                    f"{other.parent} and {path.parent} are both {score.scenario}, but {key} = {then[key]} "
+                    f"there and {kept[key]} here; give runs on the same data"
+                )
+
+
+def check_reference(reference: str, labels: list[str]) -> None:
+    if reference and reference not in labels:
+        valid = ", ".join(dict.fromkeys(labels))
+        raise ConfigError(f"--reference {reference}: has not run; valid are {valid}")
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found["config"], dict):
+            raise TypeError("config is no tree")
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the result of a run: {type(error).__name__} {error}") from None
+
+
+def score_of(path: Path) -> Score:
+    from amn_mpi import methods
+    from amn_mpi.scores import of_result
+
+    found = result_of(path)
+    try:
+        methods.get(found["method"])
+        place = found.get("cell", {})
+        return of_result(found, place.get("scenario", ""), place.get("label", ""), place.get("trial", -1))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the result of a run: {type(error).__name__} {error}") from None
+
+
+def write_tables(scores: list[Score], shown: list[Score], reference: str, out: Path | None) -> None:
+    """Leave tables of ``scores`` in a folder, where there is one, and show those of ``shown``."""
+    from amn_mpi import tables
+    from amn_mpi.scores import Board
+
+    found = tables.tables(Board(scores, reference))
+    if out is not None:  # first of all: the terminal may be gone
+        write(out / "tables.md", "\n".join(map(tables.markdown, found)))
+        write(out / "tables.tex", "\n".join(map(tables.latex, found)))
+        write(out / "scores.csv", tables.long_csv(scores))
+    for table in tables.tables(Board(shown, reference)):
+        tables.show(table)
+    if out is not None:
+        print(f"tables in {out}/tables.md, tables.tex and scores.csv", flush=True)
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
