@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 class Plan:
-    """Args:
-    found: what is to run.
-    whole: with all that earlier commands may have run.
-    reference: label that others are held against, "" for the matrix's own.
+    """What is left of a matrix.
+
+    Args:
+        found: what is to run.
+        whole: with all that earlier commands may have run.
+        reference: label that others are held against, "" for the matrix's own.
     """
 
     def __init__(self, found: Matrix, whole: Matrix, out: Path, reference: str) -> None:
