@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-PIECE = 2**24  # bytes of a message: few, for each waits for the end of a step
+PIECE = 2**22  # bytes of a message
 
 
 class Flow:

@@ -544,10 +544,12 @@ def test_a_disk_that_fills_up_in_mid_run(
     assert any(f"{kept[0]} stays the newest" in line for line in warnings)
     has(last, "stopped by SIGTERM", "its checkpoint could not be written (No space left on device)")
     assert verified(out) == kept
+    fill(tmp_path / "disk" / "more")  # what was half-written meanwhile has gone
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         here(*what)
     assert verified(out) == kept and not (out / "result.json").exists()
-    (tmp_path / "disk" / "full").unlink()
+    for name in ("full", "more"):
+        (tmp_path / "disk" / name).unlink()
     capsys.readouterr()
     here(*what)
     assert account(out) == no_baselines(account(unbroken))
