@@ -6,12 +6,14 @@ Ranks, waits and ends are those of ``ranks.Ranks``.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from amn_mpi.flow import PIECE
+from amn_mpi.launcher import check_family
 from amn_mpi.ranks import FLOW, Ranks
 
 SPREAD, SUM, TURN = 1, 2, 4
@@ -24,6 +26,9 @@ class Communicator(Ranks):
 
     In collective calls every rank takes part in the same order, idle ones too.
     """
+
+    def __init__(self) -> None:
+        super().__init__(*_initialised())
 
     # ---- arrays
 
@@ -229,3 +234,19 @@ class Communicator(Ranks):
 
     def _count(self, kind: str, nbytes: int) -> None:
         self.sent[kind] += int(nbytes)
+
+
+def _initialised() -> tuple[Any, str]:
+    """mpi4py's module, and the name of the MPI library; stops where the launcher is another MPI's."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    with warnings.catch_warnings():  # of a launcher that does not match; told better below
+        warnings.simplefilter("ignore")
+        from mpi4py import MPI
+
+        library = " ".join(MPI.Get_library_version().split("\n")[0].strip("\x00").split())
+        check_family(library)
+        if not MPI.Is_initialized():
+            MPI.Init_thread(MPI.THREAD_FUNNELED)
+    return MPI, library

@@ -13,20 +13,16 @@ import os
 import socket
 import sys
 import time
-import warnings
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from amn_mpi import signals, watch
 from amn_mpi.errors import ConfigError, Interrupted
 from amn_mpi.flow import Flow
-from amn_mpi.launcher import check_family, check_launcher, local_rank, node_name
+from amn_mpi.launcher import check_launcher, local_rank, node_name
 from amn_mpi.liveness import Liveness
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 SHORTEST, LONGEST, SHARE = 50e-6, 20e-3, 0.05
 FLOW = 3
@@ -34,7 +30,7 @@ ULFM = "OMPI_MCA_mpi_ft_enable"  # what mpirun --with-ft ulfm sets
 
 
 class Ranks:
-    """The ranks of MPI_COMM_WORLD.
+    """The ranks of MPI_COMM_WORLD; ``mpi`` is mpi4py's module (only ``comm.py`` imports it).
 
     Rank 0 serves; the clients belong to the ranks 1..n-1, or to rank 0 where it is alone.
 
@@ -45,29 +41,18 @@ class Ranks:
         lost: "rank r on host" of those that this one has survived.
     """
 
-    def __init__(self) -> None:
-        import mpi4py
-
-        mpi4py.rc.initialize = False
-        with warnings.catch_warnings():  # of a launcher that does not match; told better below
-            warnings.simplefilter("ignore")
-            from mpi4py import MPI
-
-            self.library = " ".join(MPI.Get_library_version().split("\n")[0].strip("\x00").split())
-            check_family(self.library)
-            if not MPI.Is_initialized():
-                MPI.Init_thread(MPI.THREAD_FUNNELED)
-        self._mpi = MPI
+    def __init__(self, mpi: Any, library: str) -> None:
+        self._mpi, self.library = mpi, library
         self.host = socket.gethostname()
-        check_launcher(MPI.COMM_WORLD.size, self.library)
+        check_launcher(mpi.COMM_WORLD.size, library)
         self.sent: dict[str, int] = defaultdict(int)
         self.wait_seconds = self.wait_cpu = 0.0
         self.lost: list[str] = []
         self._line: socket.socket | None = None
         self.stopping, self._asked = 0, False
-        self._settle(MPI.COMM_WORLD)
+        self._settle(mpi.COMM_WORLD)
 
-    def _settle(self, everybody: MPI.Comm) -> None:
+    def _settle(self, everybody: Any) -> None:
         """Find out who and where the ranks are: at the start, and when some have been lost."""
         self._everybody = self._world = everybody
         self.rank: int = everybody.rank
@@ -85,7 +70,7 @@ class Ranks:
         self._last_tick = 0.0
         self._flow = Flow(lambda piece: self._world.Isend(piece, dest=0, tag=FLOW))
 
-    def _neighbours(self, everybody: MPI.Comm) -> MPI.Comm:
+    def _neighbours(self, everybody: Any) -> Any:
         """The ranks on this host, as MPI sees them, or as the launcher does where it counts more.
 
         Under srun with a list of hosts (``--distribution=arbitrary``) MPICH takes every rank for
