@@ -111,7 +111,7 @@ def plain(load: Load, x: np.ndarray, y: np.ndarray, count: int) -> float:
     images = (
         torch.from_numpy(x[:n].copy()).float().view(load.clients, load.samples, 1, 28, 28) / 255 - 0.28
     ) / 0.35
-    labels = torch.from_numpy(y[:n]).long().view(load.clients, load.samples)
+    labels = torch.from_numpy(y[:n].copy()).long().view(load.clients, load.samples)
     seconds = plain_loop.rounds(Model(load.model, hidden=64), images, labels, load.batch, 0.01, count + 1)
     return statistics.median(seconds[1:])
 
