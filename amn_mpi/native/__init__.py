@@ -87,11 +87,9 @@ def functions(name: str = "") -> Functions:
     Raises:
         RuntimeError: there is none, or it does not run here.
     """
-    name = name or available()
-    if name not in runnable():
+    name, (library, _) = name or available(), _library()
+    if library is None or name not in runnable():
         raise RuntimeError(reason() or f"{name}: runs not here; {', '.join(runnable())} do")
-    library, _ = _library()
-    assert library is not None
     return Functions(library, name)
 
 
