@@ -268,6 +268,24 @@ def gpus(cluster: slurm.Cluster, folder: Path) -> None:
         assert sorted(ranks.values()) == [f"n{n} cuda:{k}" for n in (first, second) for k in (0, 1)]
 
 
+HEAP_JOB = """#!/usr/bin/env bash
+#SBATCH --nodes=2 --ntasks=3 --output=heap-%j.log
+source jobs/launch.sh
+amn_start
+srun --mpi=pmi2 --kill-on-bad-exit=1 python SCRIPT
+"""
+
+
+@case
+def full_heap(cluster: slurm.Cluster, folder: Path) -> None:
+    """MPICH publishes what follows a rank's address in memory, and Slurm's PMI cuts long lines."""
+    script = HEAP_JOB.replace("SCRIPT", str(REPOSITORY / "tests" / "scripts" / "full_heap.py"))
+    (folder / "heap.sbatch").write_text(script)
+    job = cluster.submit("heap.sbatch", cwd=folder)
+    job.ends("COMPLETED")
+    assert "met: 0 1 2" in job.log
+
+
 # ---- arrays
 
 
