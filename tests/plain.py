@@ -249,7 +249,7 @@ class Picture:
     meta: Meta
     rho: float
     attention: Array
-    held_losses: Array
+    blends: Array
 
 
 RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -267,7 +267,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callabl
     layers = len(groups)
     meta = Meta(np.zeros((layers, layers)), np.full(layers, np.log(o.gate / (1 - o.gate))))
     first = second = np.zeros(layers * layers + layers)
-    smooth, steps = None, 0
+    smooth, steps = np.array([np.inf] * 4 + [0.0]), 0
     for t in range(1, rounds + 1):
         cohort = members(config, t, n)
         p = samples[cohort] / samples[cohort].sum()
@@ -305,10 +305,12 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callabl
         for i in cohort:
             theta[i], hybrid[i], seen[i] = new[i], down[i], True
             sketches[i] = sketch(new[i] - w0, signs, groups, o.sketch)
-        smooth = losses if smooth is None else o.rho_decay * smooth + (1 - o.rho_decay) * losses
+        for k in (0, 2) if t % 2 else (1, 3):  # two blends a round, against the local model
+            decay = o.rho_decay**2 if np.isfinite(smooth[k]) else 0.0
+            smooth[k] = (decay * smooth[k] if decay else 0.0) + (1 - decay) * (losses[k] - losses[4])
         s = cosines(sketches, seen)
         every = np.stack([attention(meta, o.tau, s, i, seen) for i in range(n)], 1)
-        yield Picture(hybrid.copy(), theta.copy(), meta, RHO[int(smooth.argmin())], every, smooth)
+        yield Picture(hybrid.copy(), theta.copy(), meta, RHO[int(smooth.argmin())], every, smooth.copy())
 
 
 def signs_of(run: Run) -> Array:

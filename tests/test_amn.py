@@ -43,7 +43,7 @@ def shown(run: rounds.Run) -> dict[str, np.ndarray]:
         "evidence": at[:4].reshape(2, 2),
         "gate": at[4:],
         "attention": run.method.attention(run.server),
-        "held losses": run.server["held_losses"].numpy(),
+        "blends": torch.where(run.server["known"], run.server["blends"], torch.inf).numpy(),
         "rho": np.array(float(run.server["rho"])),
     }
 
@@ -56,7 +56,7 @@ def wanted(picture: plain.Picture) -> dict[str, np.ndarray]:
         "evidence": picture.meta.evidence,
         "gate": picture.meta.gate,
         "attention": picture.attention,
-        "held losses": picture.held_losses,
+        "blends": picture.blends,
         "rho": np.array(picture.rho),
     }
 
@@ -164,7 +164,7 @@ def test_held_out_samples_are_never_trained_on(tmp_path: Path) -> None:
         assert torch.equal(run.state["hybrid"], other.state["hybrid"])
         here, there = run.exchange.up[:, 1], other.exchange.up[:, 1]
         assert all((here - there).abs().amax(1) > 1e-3)
-    assert not np.allclose(run.server["held_losses"], other.server["held_losses"], rtol=0.01)
+    assert not np.allclose(run.server["blends"], other.server["blends"], rtol=0.01)
 
 
 def test_every_other_sample_is_trained_on(tmp_path: Path) -> None:

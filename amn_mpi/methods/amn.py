@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
+TRIED = ((0, 2), (1, 3))  # which of them are tried, round by round in turn
+LOSSES = ("tried_loss_0", "tried_loss_1")
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,22 @@ class Options:
     meta_lr: float = key(0.2, "step size of the meta-network (Adam)", ge=0)
     common_rounds: int = key(5, "rounds of plain averaging first", ge=0)
     held_out: float = key(0.125, "part of a client's training samples for the meta step alone", gt=0, lt=1)
-    rho_decay: float = key(0.7, "smoothing of the held-out losses that choose the blend", ge=0, lt=1)
+    rho_decay: float = key(0.7, "smoothing a round of the losses that choose the blend", ge=0, lt=1)
     report: Literal["local", "hybrid", "blend"] = key("blend", "which model is the client's own")
+
+
+def tried(round: int) -> tuple[int, int]:
+    """Which of ``RHO`` clients try in a round, beside the local model (rho = 1)."""
+    return TRIED[(round - 1) % len(TRIED)]
 
 
 class AMN(Mixing):
     """One round: hybrids go down, each client returns its model and a held-out gradient.
 
     The held-out gradient is taken at the adapted local model and stands for the one at the hybrid
-    (first order), so it needs no extra pass over the training samples.
+    (first order), so it needs no extra pass over the training samples. It brings the held-out loss
+    of the local model with it; the losses of the other blends take a forward pass each, so every
+    round tries two of them. What a blend loses or gains beside the local model changes slowly.
     """
 
     Options = Options
@@ -57,7 +66,7 @@ class AMN(Mixing):
         down="rows",
         up="rows",
         returned=2,
-        figures=tuple(f"held_loss_{rho:g}" for rho in RHO),
+        figures=("held_loss", *LOSSES),
     )
     models = ("local", "hybrid", "blend")
 
@@ -82,7 +91,8 @@ class AMN(Mixing):
             "meta": self._meta()[1].clone(),
             "moments": torch.zeros(2, layers * layers + layers),
             "steps": torch.zeros((), dtype=torch.int64),
-            "held_losses": torch.zeros(len(RHO), dtype=torch.float64),
+            "blends": torch.zeros(len(RHO), dtype=torch.float64),  # held-out losses less the local model's
+            "known": torch.tensor(RHO) == 1,
             "rho": torch.ones((), dtype=torch.float64),
         }
 
@@ -103,7 +113,7 @@ class AMN(Mixing):
             self._meta_step(server, round, cohort, measured[:, :, : self.setting.clients])
         server["sketches"][cohort] = measured[:, :, -self.options.sketch :].transpose(0, 1)
         server["seen"][torch.from_numpy(cohort)] = True
-        self._choose_rho(server, cohort, arrived.figures)
+        self._choose_rho(server, round, cohort, arrived.figures)
         return self._figures(server)
 
     def numbers(self, round: int) -> int:
@@ -200,16 +210,20 @@ class AMN(Mixing):
         server["steps"] += 1
         meta.adam(server["meta"], gradient, server["moments"], int(server["steps"]), self.options.meta_lr)
 
-    def _choose_rho(self, server: State, cohort: np.ndarray, figures: Mapping[str, np.ndarray]) -> None:
+    def _choose_rho(
+        self, server: State, round: int, cohort: np.ndarray, figures: Mapping[str, np.ndarray]
+    ) -> None:
         """The blend with the lowest held-out loss, pooled over clients and smoothed over rounds."""
         import torch
 
         weights = self.setting.samples[cohort] / self.setting.samples[cohort].sum()
-        pooled = [float(figures[name] @ weights) for name in self.wire.figures]
-        now = torch.tensor(pooled, dtype=torch.float64)
-        decay = self.options.rho_decay if server["held_losses"].any() else 0.0
-        server["held_losses"].mul_(decay).add_(now, alpha=1 - decay)
-        server["rho"].fill_(RHO[int(server["held_losses"].argmin())])
+        blends, known = server["blends"], server["known"]
+        for k, name in zip(tried(round), LOSSES):
+            now = float((figures[name] - figures["held_loss"]) @ weights)
+            decay = self.options.rho_decay ** len(TRIED) if known[k] else 0.0
+            blends[k] = decay * blends[k] + (1 - decay) * now
+            known[k] = True
+        server["rho"].fill_(RHO[int(torch.where(known, blends, torch.inf).argmin())])
 
     def _figures(self, server: State) -> dict[str, Any]:
         network, _, _ = self._meta(server)
@@ -230,7 +244,8 @@ class AMN(Mixing):
         hybrid, (model, gradient) = received[0], client.up
         model.copy_(engine.train(hybrid, x, y, client.generator("shuffle")))
         gradient.copy_(engine.gradient(model, x_held, y_held))
-        losses = [engine.loss(hybrid.lerp(model, rho), x_held, y_held) for rho in RHO]
+        losses = [engine.gradient_loss]
+        losses += [engine.loss(hybrid.lerp(model, RHO[k]), x_held, y_held) for k in tried(client.round)]
         return Update(
             figures=dict(zip(self.wire.figures, losses)),
             state={"model": model, "hybrid": hybrid},
