@@ -1,4 +1,4 @@
-"""The columns of many models in fixed blocks: what is computed over a block, and who holds it.
+"""The columns of many models in fixed blocks: what is computed over a block, and how they lie.
 
 The operands of a product are contiguous arrays of a block alone, and sums over blocks are added in
 the order of the blocks, so every number rounds the same wherever a block lies.
@@ -47,9 +47,41 @@ def cut(groups: Iterable[Group]) -> tuple[Block, ...]:
     )
 
 
-def mix(weights: torch.Tensor, models: torch.Tensor, block: Block) -> torch.Tensor:
+class Stack:
+    """All clients' models in one flat tensor, one block of all of them after another.
+
+    So a block is a contiguous array, at a multiple of 64 bytes, that no product has to copy first.
+    """
+
+    def __init__(self, every: Iterable[Block], clients: int) -> None:
+        self.clients, self._starts, self.size = clients, dict[Block, int](), 0
+        for block in every:
+            self._starts[block] = self.size
+            self.size += -(-clients * block.size // 16) * 16
+
+    def __call__(self, flat: torch.Tensor, block: Block) -> torch.Tensor:
+        """The view (clients, width)."""
+        start = self._starts[block]
+        return flat[start : start + self.clients * block.size].view(self.clients, block.size)
+
+    def put(self, flat: torch.Tensor, client: int, model: torch.Tensor) -> None:
+        for block in self._starts:
+            self(flat, block)[client] = model[block.columns]
+
+    def rows(self, flat: torch.Tensor) -> torch.Tensor:
+        """A copy with a model in each row, (clients, P)."""
+        import torch
+
+        return torch.cat([self(flat, block) for block in self._starts], 1)
+
+
+def mix(
+    weights: torch.Tensor, models: torch.Tensor, block: Block, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Hybrids of a block: (L, n, N), or (1, n, N) for all layers alike, and (N, width) -> (n, width)."""
-    return weights[min(block.layer, len(weights) - 1)] @ models
+    import torch
+
+    return torch.mm(weights[min(block.layer, len(weights) - 1)], models, out=out)
 
 
 class Scratch:

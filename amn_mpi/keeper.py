@@ -154,14 +154,17 @@ class Keeper:
         if path is None:
             self._comm.share(None)
             return None
+        from torch import as_tensor
+
         with Reader(path) as reader:
             about = reader.text("about")
             self._compare(run, reader, about, path)
             for name, value in reader.server().items():
                 run.server[name].numpy()[...] = value
             for name in set(run.method.mirrors) & set(run.server):
-                for client, row in enumerate(run.server[name].numpy()):
-                    row[...] = reader.row(run.method.mirrors[name], client)
+                for client in range(run.clients):
+                    own = as_tensor(reader.row(run.method.mirrors[name], client))
+                    run.method.mirror(run.server, name, client, own)
             self._take(run, self._comm.share({k: about[k] for k in ("round", "numbers", "open")}), reader)
             if self._folder is not None and path.resolve().parent == self._folder.resolve():
                 self._saved = self._point(run)

@@ -15,6 +15,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from amn_mpi.blocks import Block
 from amn_mpi.params import Group
@@ -39,9 +40,10 @@ class Sketch:
         """A block's part of the sketches of its layer: (n, width) -> (n, k)."""
         before = (block.start - self.groups[block.layer].start) % self.k
         turns = -(-(before + block.size) // self.k)
-        padded = torch.zeros(len(pieces), turns * self.k)
-        torch.mul(pieces, self.signs[block.columns], out=padded[:, before : before + block.size])
-        return padded.view(len(pieces), turns, self.k).sum(1)
+        signed = pieces * self.signs[block.columns]
+        if before or block.size % self.k:
+            signed = functional.pad(signed, (before, turns * self.k - before - block.size))
+        return signed.view(len(pieces), turns, self.k).sum(1)
 
 
 def similarities(sketches: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -153,7 +153,9 @@ class Session:
         }
         server = method.init(self.initial) if comm.is_server else {}
         if comm.is_server and shards is None:
-            server |= {k: torch.stack([start[own]] * self.fed.clients) for k, own in method.mirrors.items()}
+            for name, own in method.mirrors.items():
+                for client in range(self.fed.clients):
+                    method.mirror(server, name, client, start[own])
         return Run(
             config=config,
             comm=comm,

@@ -39,7 +39,7 @@ def shown(run: rounds.Run) -> dict[str, np.ndarray]:
     return {
         "hybrids": run.state["hybrid"].numpy(),
         "models": run.state["model"].numpy(),
-        "server's models": run.server["models"].numpy(),
+        "server's models": run.method.stack.rows(run.server["models"]).numpy(),
         "evidence": at[:4].reshape(2, 2),
         "gate": at[4:],
         "attention": run.method.attention(run.server),

@@ -16,9 +16,10 @@ from amn_mpi.data import Federation
 from amn_mpi.errors import ConfigError
 from amn_mpi.placement import Placement
 
-# Floats of AMN's server. A block, here all 10 columns: 4 models, 4 x (2 returned + 3 made of them); 4 x
-# (4 products + 512 sketched) twice.
-BLOCK = (4 + 4 * 5) * 10 + 2 * 4 * 516
+# Floats of AMN's server. 4 models, a block of whose columns begins at a multiple of 16 floats.
+MODELS = 48
+# A block, here all 10 columns: 4 x (2 returned + 3 made of them); 4 x (4 products + 512 sketched) twice.
+BLOCK = 4 * 5 * 10 + 2 * 4 * 516
 # The sums of these, in float64 and as used; 4 x 4 sketches of 512; 14 x 4 x 4.
 AMN = 3 * 4 * 516 + 4 * 4 * 512 + 14 * 4 * 4
 
@@ -47,20 +48,20 @@ def needs(ranks: int, what: Config) -> list[budget.Need]:
 def test_amn_on_three_ranks() -> None:
     server, *workers = needs(3, settings("amn"))
     # 2 clients x 25 samples x (4 floats + a label). 4 + 2 x (1 received + 2 returned + 2 kept)
-    # vectors. Up: 2 clients x (2 vectors + 5 losses + seconds); 7 evaluations of 3 models, 2 models.
+    # vectors. Up: 2 clients x (2 vectors + 3 losses + seconds); 7 evaluations of 3 models, 2 models.
     expected = budget.Need(
-        clients=2, data=1200, vectors=14 * 40, down=80, up=160 + 96, down_run=560,
-        up_run=7 * 256 + 7 * 2 * 3 * 8 + 80,
+        clients=2, data=1200, vectors=14 * 40, down=80, up=160 + 64, down_run=560,
+        up_run=7 * 224 + 7 * 2 * 3 * 8 + 80,
     )  # fmt: skip
     assert workers == [expected, expected]
-    # 3 + 2 owners, 4 down, 8 gathered; 4 models + 4; what the steps take.
-    floats = (3 + 2 + 4 + 8 + 4 + 4) * 10 + BLOCK + AMN
-    assert server == budget.Need(0, 0, floats * 4, 160, 512, 1120, 2 * expected.up_run)
+    # 3 + 2 owners, 4 down, 8 gathered; 4 beside the models; what the steps take.
+    floats = (3 + 2 + 4 + 8 + 4) * 10 + MODELS + BLOCK + AMN
+    assert server == budget.Need(0, 0, floats * 4, 160, 448, 1120, 2 * expected.up_run)
     assert workers[0].memory == budget.BASE + 1200 + 560
 
 
 def test_amn_alone_sends_nothing() -> None:
-    floats = (4 + 4 * 5 + 4 + 4) * 10 + BLOCK + AMN
+    floats = (4 + 4 * 5 + 4) * 10 + MODELS + BLOCK + AMN
     assert needs(1, settings("amn")) == [budget.Need(4, 2400, floats * 4)]
 
 
@@ -70,8 +71,8 @@ def test_sharded_amn_on_three_ranks() -> None:
     server, holder, other = needs(3, what)
     # Seven rounds, the last two of which need the products: numbers that are measured.
     weights, measured = 4 * 4, 4 * (7 * 512 + 2 * 4)
-    # 4 models and the reference, 3 to measure, weights; 2 x 2 rows to send; the block without models.
-    beside = 3 * 10 + weights + 4 * 10 + BLOCK - 4 * 10
+    # 4 models and the reference, 3 to measure, weights; 2 x 2 rows to send; the block.
+    beside = 3 * 10 + weights + 4 * 10 + BLOCK
     assert holder.vectors == before[1].vectors + 4 * (5 * 10 + beside)
     assert other.vectors == before[2].vectors + 4 * beside
     assert server.vectors == 4 * ((3 + 2 + 1) * 10 + AMN)
@@ -82,12 +83,12 @@ def test_sharded_amn_on_three_ranks() -> None:
     assert holder.up_run == told + 4 * (7 * 2 * 10 + measured)
     assert other.up_run == told + 4 * 7 * 4 * 10
     assert (server.down_run, server.up_run) == (7 * 4 * 2 * weights, 2 * told + 4 * measured)
-    assert (server.down, server.up) == (4 * 2 * weights, 2 * 96 + round(4 * measured / 7))
+    assert (server.down, server.up) == (4 * 2 * weights, 2 * 64 + round(4 * measured / 7))
 
 
 def test_sharded_amn_alone_holds_all() -> None:
     (alone,) = needs(1, settings("amn", server="sharded"))
-    floats = (4 + 4 * 5 + 5 + 3 + 1 + 8) * 10 + 4 * 4 + BLOCK - 4 * 10 + AMN
+    floats = (4 + 4 * 5 + 5 + 3 + 1 + 8) * 10 + 4 * 4 + BLOCK + AMN
     assert alone == budget.Need(4, 2400, floats * 4)
 
 
@@ -122,7 +123,7 @@ def test_momentum_takes_a_vector_more() -> None:
 def test_half_a_cohort_halves_the_traffic() -> None:
     found = needs(3, settings("amn", cohort=0.5))
     assert [need.down for need in found] == [80, 40, 40]
-    assert [need.up for need in found] == [256, 128, 128]
+    assert [need.up for need in found] == [224, 112, 112]
 
 
 def test_ranks_beyond_the_clients_need_no_vectors_per_client() -> None:

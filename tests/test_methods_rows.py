@@ -310,7 +310,7 @@ def test_attentive_message_passing(tmp_path: Path, case: int, cohort: float) -> 
     for t, after in enumerate(attentive(run, 3, row_of), 1):
         outcome = plain.one_round(run)
         xi = after.rest["weights"]
-        np.testing.assert_allclose(run.server["models"], after.models, **CLOSE)
+        np.testing.assert_allclose(run.method.stack.rows(run.server["models"]), after.models, **CLOSE)
         np.testing.assert_allclose(run.state["model"], after.models, **CLOSE)
         np.testing.assert_array_equal(np.flatnonzero(run.server["seen"]), after.rest["seen"])
         np.testing.assert_allclose(weights(run), xi, **CLOSE)

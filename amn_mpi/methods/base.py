@@ -157,9 +157,8 @@ class Method:
         models: names of the models that are evaluated.
         part: the coordinates that travel: the whole model unless ``__init__`` says otherwise.
         aside: why comparisons list it apart from the others, "" if they do not.
-        mirrors: server state, (N, ...), of which every row is what the client has as its own state of
-            another name: {"models": "model"}. The runtime lets it start so, and no checkpoint
-            has it twice.
+        mirrors: server state that holds what the clients have as their own state of another name:
+            {"models": "model"}. The runtime fills it by ``mirror``, and no checkpoint has it twice.
         plain_sgd: it takes steps of its own, for which SGD's momentum is not defined.
         fresh, scratch: vectors of P floats that a turn allocates: for each client until the round
             ends (new state that does not point into what was received or is sent), and until the
@@ -203,6 +202,10 @@ class Method:
     def init(self, initial: torch.Tensor) -> State:
         """Server state by name from the initial model, shape (P,)."""
         return {"model": self.part.take(initial).clone()}
+
+    def mirror(self, server: State, name: str, client: int, own: torch.Tensor) -> None:
+        """Put a client's own state where ``mirrors`` has it."""
+        raise TypeError(f"{type(self).__name__} mirrors nothing")
 
     def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
         """Fill what goes down: ``out`` is (1, received, S) for a broadcast, else (n, received, S)."""

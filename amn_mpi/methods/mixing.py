@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from amn_mpi import blocks
-from amn_mpi.blocks import Block, Scratch
+from amn_mpi.blocks import Block, Scratch, Stack
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods.base import Arrived, Method, Setting, State
 
@@ -53,6 +53,7 @@ class Mixing(Method):
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
         self.blocks = blocks.cut(setting.layout.groups)
+        self.stack = Stack(self.blocks, setting.clients)
         self._scratch = Scratch()
 
     # ---- rank 0
@@ -86,26 +87,38 @@ class Mixing(Method):
         """``mixing`` in the one layout in memory for which products round the same everywhere."""
         return self.mixing(server, round, cohort).float().contiguous()
 
+    def mirror(self, server: State, name: str, client: int, own: torch.Tensor) -> None:
+        if name not in server:
+            server[name] = own.new_zeros(self.stack.size)
+        self.stack.put(server[name], client, own)
+
     def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
         weights = self.weights_down(server, round, cohort)
         for block in self.blocks:
-            out[:, 0, block.columns] = blocks.mix(weights, self._of(server, block, out[:0]).models, block)
+            models = self.stack(server["models"], block)
+            blocks.mix(weights, models, block, out=out[:, 0, block.columns])
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         measured = self.nothing_measured(round, len(cohort))
         for block in self.blocks:
-            measured[block.layer] += self.measure(round, cohort, self._of(server, block, arrived.rows))
-        for row, client in zip(arrived.rows[:, 0], cohort):  # all at once would copy them first
-            server["models"][client] = row
+            columns = self._of(server, block, arrived.rows)
+            measured[block.layer] += self.measure(round, cohort, columns)
+            if len(cohort) == len(columns.models):
+                columns.models.copy_(columns.rows[:, 0])  # half the time of the general way
+            else:
+                columns.models[cohort] = columns.rows[:, 0]
         return self.learn(server, round, arrived, measured)
 
     def _of(self, server: State, block: Block, rows: torch.Tensor) -> Columns:
-        """A block of rank 0's models and of the cohort's rows, in arrays of its own."""
-        names, found = ("reference", "models", "rows"), []
-        for name, whole in zip(names, (server["reference"], server["models"], rows)):
+        """A block of rank 0's models, and copies of the reference's and the cohort's columns.
+
+        What the clients returned lies in rows, and products of other arrays may round differently.
+        """
+        found = []
+        for name, whole in (("reference", server["reference"]), ("rows", rows)):
             piece = whole[..., block.columns]
             found.append(self._scratch(name, *piece.shape).copy_(piece))
-        return Columns(block, *found)
+        return Columns(block, found[0], self.stack(server["models"], block), found[1])
 
     def nothing_measured(self, round: int, clients: int) -> torch.Tensor:
         """Where the sums over blocks start, (L, n, numbers)."""
@@ -136,9 +149,8 @@ class Mixing(Method):
         return 1 + (self.small_floats(cohort) + summed) / self.setting.layout.size
 
     def server_rows(self, cohort: int) -> float:
-        clients, size = self.setting.clients, self.setting.layout.size
-        block = clients * self._widest + self.block_floats(cohort)
-        return clients + self.apart_rows(cohort) + self.measuring_rows + block / size
+        held = self.stack.size + self.block_floats(cohort)
+        return held / self.setting.layout.size + self.apart_rows(cohort) + self.measuring_rows
 
     @property
     def _widest(self) -> int:
