@@ -11,17 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from amn_mpi.blocks import BLOCK
+from amn_mpi import fixed
 from amn_mpi.comm import Communicator
+from amn_mpi.fixed import BOUND
 from amn_mpi.methods.base import Arrived, Method, State, Update
 from amn_mpi.placement import Placement
 from amn_mpi.shards import Shards
 
-# A weighted parameter is sent as a multiple of 2^-40, and 2^-41 is far under float32's step at
-# 1e-3. The weights sum to 1: with every parameter under 2^22 no sum exceeds 2^62, however many
-# clients there are.
-FIXED = 2.0**40
-BOUND = 2.0**22
 # What can be wrong with a client's turn, by number; the last: a stop has cut it off.
 REMEDY = "a smaller local.lr (or step size of the method) is the usual remedy"
 TROUBLES = (
@@ -128,9 +124,7 @@ class Exchange:
         weight = 1.0 / len(cohort)
         if self.method.wire.weights == "samples":
             weight = float(self.samples[client]) / float(self.samples[cohort].sum())
-        # In blocks of columns: the scratch stays in the cache.
-        for total, piece in zip(self._sum.split(BLOCK, 1), vectors.split(BLOCK, 1)):
-            total += (piece.double() * (weight * FIXED)).round_().long()
+        fixed.add(self._sum, vectors, weight)
         return 0
 
     def bring_up(self, cohort: np.ndarray, updates: Sequence[Update]) -> Arrived | None:
@@ -166,9 +160,7 @@ class Exchange:
         elif CUT not in wrong.values() and self._sum is not None:
             sizes = self.samples[cohort] if self.method.wire.weights == "samples" else np.ones(len(cohort))
             share = float(sizes[good].sum()) / float(sizes.sum())
-            mean = torch.empty(total.shape)
-            for out, piece in zip(mean.split(BLOCK, 1), total.split(BLOCK, 1)):
-                out.copy_(piece.double() / FIXED / share)
+            mean = fixed.mean(total, share)
         if wrong and len(rows):
             rows = rows[torch.from_numpy(good)]
         figures = {name: numbers[good, 1 + k] for k, name in enumerate(self.method.wire.figures)}

@@ -21,7 +21,7 @@ from amn_mpi import rng, rounds, session
 from amn_mpi.clock import Clock
 from amn_mpi.config import Local
 from amn_mpi.data import prepare
-from amn_mpi.exchange import BOUND
+from amn_mpi.fixed import BOUND
 from amn_mpi.methods import METHODS, get
 from amn_mpi.methods.base import Client, Update
 from amn_mpi.rounds import Outcome, Run

@@ -30,7 +30,7 @@ class Rule(ctypes.Structure):
 
 
 class Functions:
-    """The library's functions in one instruction set, by their names in ``steps.c``."""
+    """The library's functions in one instruction set, by their names in C."""
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         def function(short: str, result: Any, *arguments: Any) -> Any:
@@ -54,6 +54,7 @@ class Functions:
             ctypes.POINTER(Rule),
             pointer,
         )
+        self.add_fixed = function("add_fixed", None, pointer, pointer, number, ctypes.c_double)
 
 
 def available() -> str:

@@ -1,7 +1,7 @@
-"""Compile the library of ``steps.c``: at installation, or by ``python -m amn_mpi.native`` in a checkout.
+"""Compile the library: at installation, or by ``python -m amn_mpi.native`` in a checkout.
 
 It is plain C without any header of Python's or torch's, so one library serves every Python. Compute
-nodes may be older or newer than the node it is built on: ``steps.c`` is compiled for every
+nodes may be older or newer than the node it is built on: what computes is compiled for every
 instruction set, and one is chosen when the library is loaded. Imports nothing of the package:
 ``setup.py`` runs this file by itself.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "libsteps.so"
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno")
+EVERY_SET = ("steps.c", "sums.c")
 # Best first: name, floats in a vector, flags.
 SETS = {
     "avx512": (16, ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma")),
@@ -38,7 +39,7 @@ class BuildError(Exception):
 def sources() -> str:
     """A digest of what the library is made of: it has to be the one that it was built from."""
     digest = hashlib.sha256()
-    for name in ("steps.c", "support.c"):
+    for name in (*EVERY_SET, "support.c"):
         digest.update((FOLDER / name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -59,15 +60,16 @@ def build(target: Path = FOLDER / LIBRARY) -> Path:
         objects = [support]
         for name in names:
             lanes, flags = SETS[name]
-            made = f"{folder}/{name}.o"
+            made = {source: f"{folder}/{name}-{source}.o" for source in EVERY_SET}
             command = [*compiler, *FLAGS, *flags, f"-DISA={name}", f"-DLANES={lanes}"]
             try:
-                _run([*command, "-c", str(FOLDER / "steps.c"), "-o", made])
+                for source, compiled in made.items():
+                    _run([*command, "-c", str(FOLDER / source), "-o", compiled])
             except BuildError:
                 if name == "generic":
                     raise
                 continue  # a compiler that does not know the set
-            objects.append(made)
+            objects += made.values()
         whole = f"{folder}/{LIBRARY}"
         _run([*compiler, "-shared", *objects, "-o", whole, "-lm"])
         os.replace(whole, target)
