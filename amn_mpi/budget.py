@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amn_mpi import methods
+from amn_mpi import activations, methods
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods.base import Method, Setting
 from amn_mpi.methods.mixing import Mixing, sharded
@@ -95,33 +95,10 @@ def check(config: Config, fed: Federation) -> None:
             raise ConfigError(f"baselines = {config.baselines}: {error}") from None
 
 
-def activations(config: Config, fed: Federation) -> int:
-    """Bytes of the largest batch inside the network, an estimate.
-
-    In training every layer's output and its gradient are kept; in evaluation about six tensors of
-    the largest kind live at a time (measured with the ResNet on CIFAR-10), and the samples.
-    """
-    import torch
-
-    from amn_mpi import models
-
-    sizes: list[int] = []
-    with torch.device("meta"):
-        module = models.build(config.model, fed.shape, fed.classes, config.seed)
-        for layer in module.modules():
-            if not list(layer.children()):
-                layer.register_forward_hook(lambda layer, given, out: sizes.append(out.numel()))
-        sample = torch.empty(1, *fed.shape)
-        module.eval()(sample)  # one sample has no statistics of its own
-    most = int(max(fed.train.max(), fed.test.max()))
-    training = 2 * sum(sizes) * min(config.local.batch_size, most)
-    evaluation = (6 * max(sizes) + sample.numel()) * min(config.evaluate.batch_size, most)
-    return FLOAT * max(training, evaluation)
-
-
 def planned(config: Config, fed: Federation, ranks: int, layout: ParameterLayout) -> list[Need]:
     """``needs`` with the network's activations where clients train."""
-    work = max(0, activations(config, fed) - COVERED)
+    batches = activations.training(config, fed) * _together(config, fed, layout)
+    work = max(0, activations.largest(config, fed) - COVERED, batches - COVERED)
     found = needs(config, fed, ranks, layout)
     return [replace(need, work=work if need.clients else 0) for need in found]
 
@@ -239,6 +216,12 @@ def _worker(config: Config, fed: Federation, method: Method, placement: Placemen
     share = own * _cohort_size(config, fed.clients) / fed.clients
     constant, each = method.worker_rows()
     constant += bool(config.local.momentum)
+    group = min(_together(config, fed, method.setting.layout), own)
+    if group > 1:
+        # The stacks; and what a turn allocates until it ends, and fills for a mean, is there in each.
+        own_each = method.scratch + (wire.up == "mean") * wire.returned * method.part.size / size
+        constant += group * (activations.STACKED + bool(config.local.momentum)) + (group - 1) * own_each
+    copied = group if group > 1 else 0  # samples, one after another for the batches
     vector = method.part.size * FLOAT
     down = {"none": 0.0, "broadcast": 1.0, "rows": share}[wire.down] * wire.received * vector
     up = {"none": 0.0, "mean": FIXED / FLOAT, "rows": share}[wire.up] * wire.returned * vector
@@ -246,13 +229,18 @@ def _worker(config: Config, fed: Federation, method: Method, placement: Placemen
     tests = own * len(method.models) * 8 * _evaluations(config)
     return Need(
         clients=own,
-        data=_data_bytes(fed, clients),
+        data=_data_bytes(fed, clients) * (own + copied) // max(own, 1),
         vectors=round((constant + each * own) * size * FLOAT),
         down=round(down),
         up=round(up),
         down_run=round(down * config.rounds + _extra(config, method, own) * wire.received * vector),
         up_run=round(up * config.rounds) + tests + own * size * FLOAT,
     )
+
+
+def _together(config: Config, fed: Federation, layout: ParameterLayout) -> int:
+    """Clients whose turns are taken together on the CPU, where the batched engine is asked for."""
+    return activations.together(config, fed, layout, "cpu") if config.engine == "batched" else 1
 
 
 def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need], alone: bool) -> list[Need]:

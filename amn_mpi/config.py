@@ -141,8 +141,12 @@ class Config:
     )
     baselines: str = key("", "methods run afterwards on the same clients, for the table: local,fedavg_ft")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where clients train; auto: a GPU if there is one")
-    engine: Literal["auto", "compiled", "torch"] = key(
-        "auto", "what trains there; auto: the compiled one for linear, mlp, cnn, lenet5 on a CPU"
+    engine: Literal["auto", "compiled", "torch", "batched"] = key(
+        "auto",
+        "what trains there; auto: compiled for linear, mlp, cnn, lenet5 on a CPU, batched on a GPU",
+    )
+    engine_clients: int = key(
+        0, "clients that engine = batched trains together; 0: as many as fit", ge=0, le=10_000
     )
     server: Literal["rank0", "sharded", "auto"] = key(
         "rank0", "where models are mixed: on rank 0, in columns over all ranks, auto: so above server_gb"

@@ -28,16 +28,7 @@ class Dense:
     @staticmethod
     def fits(module: nn.Module) -> bool:
         """Whether a module is such a network, on the CPU."""
-        kinds = [type(layer) for layer in module.children()]
-        inner = kinds[1:]
-        return (
-            type(module) is nn.Sequential
-            and kinds[:1] == [nn.Flatten]
-            and inner[::2] == [nn.Linear] * len(inner[::2])
-            and inner[1::2] == [nn.ReLU] * len(inner[1::2])
-            and len(inner) % 2 == 1
-            and next(module.parameters()).device.type == "cpu"
-        )
+        return fully_connected(module) and next(module.parameters()).device.type == "cpu"
 
     def backward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Write the gradient of the batch's mean loss; returns the log-probabilities, (n, C).
@@ -63,6 +54,19 @@ class Dense:
             if k > lowest:
                 slope = torch.ops.aten.threshold_backward(slope @ weight, inputs[k], 0)
         return chance
+
+
+def fully_connected(module: nn.Module) -> bool:
+    """Whether a module is a ``Sequential`` of Flatten, Linear and ReLU, ending in a Linear."""
+    kinds = [type(layer) for layer in module.children()]
+    inner = kinds[1:]
+    return (
+        type(module) is nn.Sequential
+        and kinds[:1] == [nn.Flatten]
+        and inner[::2] == [nn.Linear] * len(inner[::2])
+        and inner[1::2] == [nn.ReLU] * len(inner[1::2])
+        and len(inner) % 2 == 1
+    )
 
 
 def _gradients(layer: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,7 +30,11 @@ CUT = 3
 
 
 class Exchange:
-    """The messages of one run, the same calls on every rank."""
+    """The messages of one run, the same calls on every rank.
+
+    Args:
+        at_once: how many clients take their turns together.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Exchange:
         samples: np.ndarray,
         cohort_size: int,
         shards: Shards | None = None,
+        at_once: int = 1,
     ) -> None:
         self.comm, self.placement, self.method, self.samples = comm, placement, method, samples
         self.shards = shards
@@ -53,7 +58,7 @@ class Exchange:
             most = max(own, cohort_size if serves else 0)
         rows = {"none": 0, "broadcast": 1, "rows": most}[wire.down]
         self._down = torch.zeros(rows, wire.received, size)
-        self.up = torch.zeros(own if wire.up == "rows" else min(own, 1), wire.returned, size)
+        self.up = torch.zeros(own if wire.up == "rows" else min(own, at_once), wire.returned, size)
         gathers = serves and comm.size > 1 and wire.up == "rows"
         self._gathered = torch.zeros(cohort_size if gathers else 0, wire.returned, size)
         self._newest: tuple[int, int] = (-1, 0)
@@ -103,8 +108,11 @@ class Exchange:
         return torch.from_numpy(comm.scatter_rows(rows.numpy() if comm.is_server else None, counts, out))
 
     def slot(self, position: int) -> torch.Tensor:
-        """(returned, S): where this rank's ``position``-th client of the cohort puts what it sends."""
-        return self.up[position if self.method.wire.up == "rows" else 0]
+        """(returned, S): where this rank's ``position``-th client of the cohort puts what it sends.
+
+        For a mean the slots serve again: after each ``take``, or group of them.
+        """
+        return self.up[position if self.method.wire.up == "rows" else position % len(self.up)]
 
     def take(self, client: int, position: int, cohort: np.ndarray, update: Update) -> int:
         """A client's turn is over: check what it leaves and, for a mean, add it to the sum.

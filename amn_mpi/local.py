@@ -7,8 +7,9 @@ other offsets, so this is what makes a result independent of who computes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from amn_mpi import config
 from amn_mpi.dense import Dense
 from amn_mpi.methods.base import Pull
 from amn_mpi.params import ParameterLayout, Part, bind
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -29,9 +32,13 @@ class Engine:
         shape: of one sample.
         eval_batch: samples a forward pass when nothing is learnt.
         tick: called after every step (liveness, signals).
+
+    Attributes:
+        at_once: how many clients' turns ``together`` takes at most.
     """
 
     name = "torch"
+    at_once = 1
 
     def __init__(
         self,
@@ -56,6 +63,19 @@ class Engine:
         self._eval_batch, self._size = eval_batch, 0
         self._scores = torch.zeros(0)
         self.gradient_loss = 0.0  # mean loss where ``gradient`` was taken last
+
+    @property
+    def workspaces(self) -> list[torch.Tensor]:
+        """What the next client's turn overwrites."""
+        return [self.parameters, self.gradients]
+
+    def together(self, turns: Sequence[Callable[[Engine], T]], steps: Sequence[int]) -> list[T]:
+        """The turns of some clients, each given the engine; what they return, in their order.
+
+        Args:
+            steps: of each client's local training, by which they may be arranged.
+        """
+        return [turn(self) for turn in turns]
 
     # ---- a whole local training
 
@@ -88,12 +108,14 @@ class Engine:
             return self.parameters
         if self._velocity is not None:
             self._velocity.zero_()
-        pull = None if pull is None else Pull(pull.anchor.to(self.device), pull.strength)
-        shift = None if shift is None else shift.to(self.device)
+        trained = self.layout.trained
+        if pull is not None:
+            pull = Pull(pull.anchor.to(self.device)[:trained], pull.strength)
+        shift = None if shift is None else shift.to(self.device)[:trained]
         with self._frozen_but(only):
             for _ in self.batches(x, y, generator, epochs):
                 self._backward()
-                self._descend(pull, shift, only)
+                descend(self.local, self._w, self._g, self._velocity, pull, shift, only)
         return self.parameters
 
     def steps(self, samples: int, epochs: int = 0) -> int:
@@ -208,22 +230,6 @@ class Engine:
         functional.cross_entropy(scores, self._y[: self._size]).backward()
         self._scores = scores.detach()
 
-    def _descend(self, pull: Pull | None, shift: torch.Tensor | None, only: Part | None) -> None:
-        local, step, trained = self.local, self._g, self.layout.trained
-        if local.weight_decay:
-            step.add_(self._w, alpha=local.weight_decay)
-        if pull is not None and pull.strength:
-            step.add_(self._w - pull.anchor[:trained], alpha=pull.strength)
-        if shift is not None:
-            step.add_(shift[:trained])
-        if self._velocity is not None:
-            step = self._velocity.mul_(local.momentum).add_(step)
-        if only is None:
-            self._w.sub_(step, alpha=local.lr)
-            return
-        for start, stop in only.ranges:
-            self._w[start:stop].sub_(step[start:stop], alpha=local.lr)
-
     @contextmanager
     def _frozen_but(self, only: Part | None) -> Iterator[None]:
         """Gradients are not computed for what is not trained."""
@@ -242,3 +248,28 @@ class Engine:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
+
+
+def descend(
+    local: config.Local,
+    w: torch.Tensor,
+    step: torch.Tensor,
+    velocity: torch.Tensor | None,
+    pull: Pull | None,
+    shift: torch.Tensor | None,
+    only: Part | None,
+) -> None:
+    """One step of SGD on a model or a stack of models, in place; the gradient is overwritten."""
+    if local.weight_decay:
+        step.add_(w, alpha=local.weight_decay)
+    if pull is not None and pull.strength:
+        step.add_(w - pull.anchor, alpha=pull.strength)
+    if shift is not None:
+        step.add_(shift)
+    if velocity is not None:
+        step = velocity.mul_(local.momentum).add_(step)
+    if only is None:
+        w.sub_(step, alpha=local.lr)
+        return
+    for start, stop in only.ranges:
+        w[..., start:stop].sub_(step[..., start:stop], alpha=local.lr)

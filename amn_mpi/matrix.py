@@ -37,6 +37,7 @@ FREE = (
     "threads",
     "device",
     "engine",
+    "engine_clients",
     "comm",
     "data.root",
     "data.cache",

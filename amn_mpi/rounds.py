@@ -8,9 +8,8 @@ exact, and everything random is a function of (seed, purpose, round, client).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,13 @@ from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.errors import Diverged, Interrupted, Stopped
-from amn_mpi.exchange import CUT, Exchange
+from amn_mpi.exchange import Exchange
 from amn_mpi.keeper import Keeper
 from amn_mpi.local import Engine
-from amn_mpi.methods.base import Arrived, Client, Method, State, Update
+from amn_mpi.methods.base import Arrived, Method, State, Update
 from amn_mpi.placement import Placement
 from amn_mpi.shards import Shards
+from amn_mpi.turns import deployed, groups, mine, together, turns
 
 
 @dataclass
@@ -188,66 +188,6 @@ def conclude(run: Run, outcome: Outcome, record: Callable[[Outcome], None]) -> N
         record(outcome)
 
 
-def mine(run: Run, cohort: np.ndarray) -> Iterator[tuple[int, int]]:
-    """This rank's members of the cohort as (position among them, client)."""
-    if run.comm.owner is None:
-        return iter(())
-    return enumerate(map(int, run.placement.of(run.comm.owner, cohort)))
-
-
-def turns(run: Run, t: int, cohort: np.ndarray, received: torch.Tensor) -> list[Update]:
-    """The turns of this rank's members of the cohort; after a stop the rest is cut off."""
-    members, updates = list(mine(run, cohort)), list[Update]()
-    try:
-        for k, client in members:
-            updates.append(turn(run, t, cohort, k, client, received))
-    except Interrupted:
-        nothing = Update(figures=dict.fromkeys(run.method.wire.figures, 0.0), trouble=CUT)
-        updates += [nothing] * (len(members) - len(updates))
-    return updates
-
-
-def turn(run: Run, t: int, cohort: np.ndarray, k: int, number: int, received: torch.Tensor) -> Update:
-    """One client's turn: the method's local update, and a check of what it returns."""
-    client = view(run, t, number, run.exchange.slot(k))
-    started = time.monotonic()
-    update = run.method.local_update(client, share(run, k, received), run.engine)
-    check(run, update)
-    trouble = run.exchange.take(number, k, cohort, update)
-    state = {name: vector.cpu() for name, vector in update.state.items()}  # a GPU holds one client
-    return replace(update, state=state, seconds=time.monotonic() - started, trouble=trouble)
-
-
-def check(run: Run, update: Update) -> None:
-    """What a method returns is what it declares; else its author hears of it in the first turn.
-
-    Raises:
-        TypeError: names missing or too many, or state that the next client's turn would overwrite.
-    """
-    method, who = run.method, type(run.method).__name__
-    for kind, got, declared in (
-        ("state", update.state, run.state),
-        ("figures", update.figures, method.wire.figures),
-    ):
-        if set(got) != set(declared):
-            raise TypeError(
-                f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(declared)}"
-            )
-    shared = [run.engine.parameters, run.engine.gradients]
-    shared += [run.exchange.up] if method.wire.up == "mean" else []
-    workspace = {v.untyped_storage().data_ptr() for v in shared}
-    for name, vector in update.state.items():
-        if vector.untyped_storage().data_ptr() in workspace:
-            raise TypeError(f"{who}.local_update returned a workspace as state {name}: clone it")
-
-
-def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:
-    """What came down for the k-th of this rank's clients: (received, S), or empty."""
-    if not len(received):
-        return received
-    return received[k if run.method.wire.down == "rows" else 0]
-
-
 def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict[str, Any]:
     """The method's server step on rank 0; where the models are sharded, all ranks help."""
     if arrived is not None and (arrived.trouble or voids(run, arrived)):
@@ -319,30 +259,19 @@ def evaluate(run: Run, t: int) -> np.ndarray | None:
 
     None there if a stop cut it off.
     """
+
+    def judged(k: int, number: int, engine: Engine) -> list[int]:
+        test = run.samples[number]
+        models = deployed(run, t, k, number, newest, engine)
+        return [engine.correct(vector, test.x_test, test.y_test) for _, vector in models]
+
     everyone, width = np.arange(run.clients), len(run.method.models)
     table: Any = []
     try:
-        for client, models in personal_models(run, t):
-            test = run.samples[client]
-            table.append([run.engine.correct(v, test.x_test, test.y_test) for _, v in models])
+        newest = run.exchange.renew(t + 1, everyone, run.server)
+        for group in groups(run, list(enumerate(run.samples))):
+            table += together(run, group, judged)
     except Interrupted:
         table = np.full((len(run.samples), width), -1)
     counts = run.exchange.gather_numbers(np.array(table), width, everyone).astype(np.int64)
     return None if (counts < 0).any() else counts
-
-
-def personal_models(run: Run, t: int) -> Iterator[tuple[int, Iterator[tuple[str, torch.Tensor]]]]:
-    """This rank's clients with their models after round ``t``; a collective call."""
-    everyone = np.arange(run.clients)
-    newest = run.exchange.renew(t + 1, everyone, run.server)
-    for k, number in enumerate(run.samples):
-        client = view(run, t, number, run.exchange.up[:0])
-        yield number, run.method.deployed(client, share(run, k, newest), run.numbers, run.engine)
-
-
-def view(run: Run, t: int, number: int, up: torch.Tensor) -> Client:
-    """A client as its method sees it."""
-    samples = run.samples[number]
-    state = {name: rows[run.row(number)] for name, rows in run.state.items()}
-    draw = partial(rng.generator, run.config.seed, round=t, client=number)
-    return Client(number, t, samples.x, samples.y, state, up, draw)

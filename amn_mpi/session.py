@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amn_mpi import __version__, data, engines, methods, models, rng, rounds
+from amn_mpi import __version__, activations, data, engines, methods, models, rng, rounds, turns
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -86,6 +86,7 @@ class Session:
         local = dataclasses.replace(config.local, batch_size=min(config.local.batch_size, most))
         batch = min(config.evaluate.batch_size, most)
         self._chosen = engines.choose(config, self.module, fed.shape, device)
+        self._at_once = activations.together(config, fed, self.layout, device.type)
         self._trained_by = (self.module, self.layout, local, fed.shape, batch, device, comm.step)
 
     def method(self, config: Config) -> Method:
@@ -110,8 +111,8 @@ class Session:
         """
         owns = self.comm.owner is not None
         self.instructions = engines.agree(self._chosen, self.config, self.comm)
-        compiled = owns and self._chosen == "compiled"
-        self.engine = engines.make(self.instructions if compiled else "", *self._trained_by)
+        chosen = self._chosen if owns else "torch"
+        self.engine = engines.make(chosen, self.instructions, self._at_once, *self._trained_by)
         own = f"{self.engine.device.type}-{self.engine.name}" if owns else ""
         self.engine_name = "+".join(sorted({name for name in self.comm.collect(own) if name}))
         return self
@@ -145,7 +146,9 @@ class Session:
         shards = None
         if sharded(config, method) and isinstance(method, Mixing):
             shards = Shards(comm, self.placement, method, self.initial)
-        exchange = Exchange(comm, self.placement, method, self.fed.train, len(cohort), shards)
+        exchange = Exchange(
+            comm, self.placement, method, self.fed.train, len(cohort), shards, self.engine.at_once
+        )
         start = method.keeps(self.initial)
         state = {
             name: torch.stack([v] * len(self.samples)) if self.samples else v[None][:0]
@@ -212,7 +215,7 @@ def final_models(run: Run) -> Iterator[tuple[int, np.ndarray]]:
     """
     comm, placement = run.comm, run.placement
     size, most = run.method.setting.layout.size, max(np.diff(placement.bounds))
-    own = rounds.personal_models(run, run.config.rounds)
+    own = turns.personal_models(run, run.config.rounds)
     box = np.empty((placement.owners if comm.is_server else 0, size), np.float32)
     for k in range(most):
         counts = [int(k < len(placement.clients(owner))) for owner in range(placement.owners)]

@@ -56,12 +56,13 @@ def start(folder: Path, method: Any, **keys: Any) -> Run:
         write_blobs(folder)
     if "model" not in keys and getattr(method, "name", "") in NETWORK:
         keys["model"] = Model(NETWORK[method.name], hidden=HIDDEN)  # type: ignore[arg-type]
+    keys = {"seed": 3, "model": Model("linear"), "evaluate": Evaluate(batch_size=7), **keys}
+    batched = ENGINE == "batched" and not keys["model"].name.endswith("_bn")
     config = Config(
         method=method,
         data=Data(name=str(path), cache=str(folder / "cache"), **data),
         device="cpu",
-        engine=ENGINE,
-        **{"seed": 3, "model": Model("linear"), "evaluate": Evaluate(batch_size=7), **keys},
+        **{"engine": ENGINE if batched or ENGINE != "batched" else "auto", **keys},
     )
     return begin(config)
 

@@ -13,7 +13,7 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import metrics, rng, rounds, session
+from amn_mpi import metrics, rng, rounds, session, turns
 from amn_mpi.clock import Clock
 from amn_mpi.config import Config, Data, Evaluate, Local, Model
 from amn_mpi.data import load_clients, prepare
@@ -96,7 +96,7 @@ def test_what_is_evaluated(tmp_path: Path) -> None:
     *_, last = plain.amn(run, GROUPS, plain.signs_of(run), 8)
     outcomes = [plain.one_round(run) for t in range(1, 9)]
     blends = last.rho * last.models + (1 - last.rho) * last.hybrids
-    for i, (client, models) in enumerate(rounds.personal_models(run, 8)):
+    for i, (client, models) in enumerate(turns.personal_models(run, 8)):
         found = {name: v.numpy() for name, v in models}
         assert client == i and list(found) == ["local", "hybrid", "blend"]
         for v, w in zip(found.values(), (last.models[i], last.hybrids[i], blends[i])):

@@ -10,7 +10,7 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import models, params, rng, rounds
+from amn_mpi import models, params, rng, rounds, turns
 from amn_mpi.config import Evaluate, Local, Model
 from amn_mpi.errors import ConfigError
 from amn_mpi.local import Engine
@@ -491,7 +491,7 @@ def test_methods(tmp_path: Path, name: str, trained: Local, cohort: float) -> No
     np.testing.assert_allclose(run.server["model"], mean[shared], **CLOSE)
     if len(own):
         np.testing.assert_allclose(run.state["private"], [w[own] for w in every], **CLOSE)
-    found = [[v.double().numpy().copy() for _, v in told][0] for _, told in rounds.personal_models(run, 3)]
+    found = [[v.double().numpy().copy() for _, v in told][0] for _, told in turns.personal_models(run, 3)]
     np.testing.assert_allclose(found, every, **CLOSE)
     tests = [run.samples[i] for i in range(5)]
     right = [mlp_bn(w, s.x_test.double().numpy(), s.y_test.numpy(), False)[2] for w, s in zip(every, tests)]
@@ -515,7 +515,7 @@ def test_fedbn_weights_can_be_told_apart(tmp_path: Path) -> None:
 def test_fedbn_keeps_normalisation_apart(tmp_path: Path, cohort: float) -> None:
     run, _ = train(tmp_path, fedbn.Options(), 4, local=LOCALS[0], cohort=cohort)
     assert run.method.part.size == len(SHARED) == run.server["model"].numel()
-    rows = np.array([next(told)[1].numpy().copy() for _, told in rounds.personal_models(run, 4)])
+    rows = np.array([next(told)[1].numpy().copy() for _, told in turns.personal_models(run, 4)])
     trained = sorted({i for t in range(1, 5) for i in members(run, t)})
     for kind in (NORM1, RUNNING):
         for half in (slice(kind.start, kind.start + H), slice(kind.start + H, kind.stop)):
@@ -530,7 +530,7 @@ def test_evaluation_of_fedbn_changes_nothing(tmp_path: Path) -> None:
     found = []
     for every in (1, 50):
         run, _ = train(tmp_path, fedbn.Options(), 8, local=LOCALS[0], evaluate=Evaluate(every, 7))
-        found.append(np.array([next(told)[1].numpy().copy() for _, told in rounds.personal_models(run, 8)]))
+        found.append(np.array([next(told)[1].numpy().copy() for _, told in turns.personal_models(run, 8)]))
     assert np.array_equal(found[0], found[1])
 
 
@@ -587,7 +587,7 @@ def test_fedala_merges_with_the_global_statistics_below_the_top(tmp_path: Path) 
     for _t in (1, 2, 3):
         plain.one_round(run)
     trained = run.method.setting.layout.trained
-    for _, own in rounds.personal_models(run, 3):
+    for _, own in turns.personal_models(run, 3):
         name, merged = next(own)
         assert name == "merged" and torch.equal(merged[trained:], run.server["model"][trained:])
 
@@ -602,6 +602,6 @@ def test_fedala_trains_its_weights_on_the_loss_alone(tmp_path: Path) -> None:
         for key in ("model", "merges"):
             run.state[key].copy_(torch.randn(run.state[key].shape, generator=draw).abs())
         theta = torch.randn(run.state["model"].shape[1], generator=draw)
-        client = rounds.view(run, 2, 0, run.exchange.up[:0])
+        client = turns.view(run, 2, 0, run.exchange.up[:0])
         found.append(run.method.merged(client, theta, run.engine)[1].clone())  # type: ignore[attr-defined]
     assert torch.equal(*found) and (found[0] < 1).any()

@@ -10,7 +10,7 @@ import numpy as np
 import plain
 import pytest
 
-from amn_mpi import budget, methods, models, rng
+from amn_mpi import activations, budget, methods, models, rng
 from amn_mpi.config import Config, Data, Evaluate, Local, Model
 from amn_mpi.data import Federation
 from amn_mpi.errors import ConfigError
@@ -265,14 +265,14 @@ def test_what_evaluation_renews_is_counted() -> None:
 
 def test_activations_by_hand() -> None:
     """The linear model: 4 flattened numbers, 2 outputs; 20 samples at most, batches of 10."""
-    assert budget.activations(settings(), federation()) == 4 * (6 * 4 + 4) * 20
+    assert activations.largest(settings(), federation()) == 4 * (6 * 4 + 4) * 20
     small = settings(evaluate=Evaluate(batch_size=2))
-    assert budget.activations(small, federation()) == 4 * 2 * (4 + 2) * 10
+    assert activations.largest(small, federation()) == 4 * 2 * (4 + 2) * 10
 
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_has_activations(name: str) -> None:
-    assert budget.activations(settings(model=Model(name)), federation(shape=(1, 16, 16))) > 0  # type: ignore[arg-type]
+    assert activations.largest(settings(model=Model(name)), federation(shape=(1, 16, 16))) > 0  # type: ignore[arg-type]
 
 
 def test_a_large_batch_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

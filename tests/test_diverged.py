@@ -17,7 +17,7 @@ import pytest
 import torch
 from running import one_line, result, run
 
-from amn_mpi import rng, rounds, session
+from amn_mpi import rng, rounds, session, turns
 from amn_mpi.clock import Clock
 from amn_mpi.config import Local
 from amn_mpi.data import prepare
@@ -212,7 +212,7 @@ def test_huge_inputs_at_one_client(tmp_path: Path, name: str, factor: float) -> 
     assert all(set(o.dropped) <= {BAD} for o in outcomes)
     assert all(v.isfinite().all() for v in (*this.state.values(), *this.server.values()))
     limit = 100 if factor > 1e5 else BOUND
-    for client, models in rounds.personal_models(this, ROUNDS):
+    for client, models in turns.personal_models(this, ROUNDS):
         for _, vector in models:
             assert client == BAD or float(vector.abs().max()) < limit
 

@@ -15,7 +15,7 @@ import plain
 import pytest
 from running import REPOSITORY, run
 
-from amn_mpi import rng, rounds, session
+from amn_mpi import rng, rounds, session, turns
 from amn_mpi.checkpoint import Reader, file_name
 from amn_mpi.clock import Clock
 from amn_mpi.config import Config, Local
@@ -168,9 +168,9 @@ def test_what_a_turn_allocates_for_its_state(tmp_path: Path, name: str) -> None:
             plain.one_round(this)
         everyone = np.arange(this.clients)
         received = this.exchange.down(t, everyone, this.server)
-        client = rounds.view(this, t, 0, this.exchange.slot(0))
+        client = turns.view(this, t, 0, this.exchange.slot(0))
         assert isinstance(client, Client)
-        update = this.method.local_update(client, rounds.share(this, 0, received), this.engine)
+        update = this.method.local_update(client, turns.share(this, 0, received), this.engine)
         assert set(update.state) == set(this.state) and set(update.figures) == set(this.method.wire.figures)
         there = {this.exchange.up.untyped_storage().data_ptr(), received.untyped_storage().data_ptr()}
         workspace = {v.untyped_storage().data_ptr() for v in (this.engine.parameters, this.engine.gradients)}

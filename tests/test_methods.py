@@ -11,7 +11,7 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import rng, rounds, session
+from amn_mpi import rng, rounds, session, turns
 from amn_mpi.config import Evaluate, Local
 from amn_mpi.errors import UserError
 from amn_mpi.methods import METHODS, amn, fedavg, fedavg_ft, get, local
@@ -54,8 +54,7 @@ def averaged(run: rounds.Run, count: int) -> np.ndarray:
 
 def deployed(run: rounds.Run, t: int) -> list[dict[str, np.ndarray]]:
     return [
-        {name: v.double().numpy().copy() for name, v in models}
-        for _, models in rounds.personal_models(run, t)
+        {name: v.double().numpy().copy() for name, v in models} for _, models in turns.personal_models(run, t)
     ]
 
 

@@ -15,7 +15,7 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import models, rng, rounds
+from amn_mpi import models, rng, rounds, turns
 from amn_mpi.config import Local, Model
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods import fedala, fedavg, fedper, fedrep, get, lg_fedavg
@@ -60,7 +60,7 @@ def counts(outcome: rounds.Outcome) -> Array:
 
 def deployed(run: rounds.Run, t: int) -> list[dict[str, Array]]:
     return [
-        {name: v.double().numpy().copy() for name, v in told} for _, told in rounds.personal_models(run, t)
+        {name: v.double().numpy().copy() for name, v in told} for _, told in turns.personal_models(run, t)
     ]
 
 

@@ -14,7 +14,7 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import rng, rounds
+from amn_mpi import rng, rounds, turns
 from amn_mpi.config import Local, Model
 from amn_mpi.data import prepare
 from amn_mpi.errors import ConfigError
@@ -57,7 +57,7 @@ def right(run: Run, models: Any) -> list[int]:
 
 def deployed(run: Run, t: int) -> Array:
     """Every client's only model, (N, P) float64."""
-    return np.stack([next(models)[1].double().numpy() for _, models in rounds.personal_models(run, t)])
+    return np.stack([next(models)[1].double().numpy() for _, models in turns.personal_models(run, t)])
 
 
 def correct(outcome: rounds.Outcome) -> list[int]:

@@ -16,7 +16,7 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import rng, rounds
+from amn_mpi import rng, rounds, turns
 from amn_mpi.config import Local, Model
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods import apfl, ditto, fedavg, fedprox, get, local, per_fedavg, pfedme, scaffold
@@ -125,7 +125,7 @@ def compare(run: rounds.Run, outcomes: list[rounds.Outcome], want: Expected) -> 
 
 def deployed(run: rounds.Run, t: int) -> dict[str, Array]:
     """The models that are evaluated: name -> (clients, P)."""
-    each = [[v.clone().numpy() for _, v in models] for _, models in rounds.personal_models(run, t)]
+    each = [[v.clone().numpy() for _, v in models] for _, models in turns.personal_models(run, t)]
     return {name: np.array(rows) for name, rows in zip(run.method.models, zip(*each))}
 
 

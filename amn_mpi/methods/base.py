@@ -104,8 +104,8 @@ class Update:
 
     State vectors may be views of what was received and, for ``up = "rows"``, of ``client.up``; never
     of the engine's workspace or of the slot of a mean, which the next client uses. They are copied
-    when the round is committed. The runtime fills in ``seconds``, the turn's wall time, and
-    ``trouble``, the number of what is wrong with it.
+    when the round is committed. The runtime fills in ``seconds``, the turn's wall time (of turns taken
+    together: its part, by steps), and ``trouble``, the number of what is wrong with it.
     """
 
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class Arrived:
         rows: (clients, returned, S) for ``up = "rows"``.
         mean: (returned, S) for ``up = "mean"``.
         figures: name -> (clients,) float64.
-        seconds: (clients,) wall time of each turn.
+        seconds: (clients,) wall time of each turn; turns taken together share theirs out by steps.
         dropped: client -> what was wrong with what it returned.
         trouble: a sentence where the run cannot go on, else empty.
         cut: a stop has cut turns off: the round does not count.
