@@ -32,11 +32,15 @@ def chosen(engine: Any, name: str, device: str = "cpu") -> str:
 def test_auto_follows_from_model_and_device(name: str) -> None:
     assert chosen("auto", name) == ("compiled" if name in KNOWN else "torch")
     assert chosen("torch", name) == "torch"
-    assert chosen("auto", name, "cuda") == "torch"
+    assert chosen("auto", name, "cuda") == ("torch" if name.endswith("_bn") else "batched")
 
 
 def test_a_model_that_it_does_not_know() -> None:
-    with pytest.raises(ConfigError, match="engine = compiled.*model.name = resnet8.*valid are auto, torch"):
+    with pytest.raises(ConfigError, match="engine = batched.*model.name = cnn_bn.*valid are auto, torch"):
+        chosen("batched", "cnn_bn")
+    with pytest.raises(
+        ConfigError, match="engine = compiled.*model.name = resnet8.*valid are auto, batched, torch"
+    ):
         chosen("compiled", "resnet8")
 
 

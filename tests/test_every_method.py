@@ -102,6 +102,7 @@ def end_of(ready: session.Session, config: Config, **places: Path) -> tuple[list
     return [row.tolist() for _, row in session.final_models(this)], rows, recorder.scores()
 
 
+@pytest.mark.skipif(plain.ENGINE == "batched", reason="counts what one client after another asks for")
 @pytest.mark.parametrize("cohort", [1.0, 0.5])
 @pytest.mark.parametrize("name", ["amn", "fedala", "pfedhn"])
 def test_an_evaluation_that_was_cut_off_is_made_up_for(
@@ -150,6 +151,9 @@ def test_buffers_are_as_large_as_declared(tmp_path: Path, name: str, cohort: flo
     share = method.part.size / size
     # On one rank nothing is held for MPI's neighbour, and workspace and scratch are not buffers.
     constant -= 4 + method.scratch + (method.wire.up == "mean") * 2 * method.wire.returned * share
+    constant += (
+        (method.wire.up == "mean") * (len(exchange.up) - 1) * method.wire.returned * share
+    )  # a group's
     held = exchange._down.numel() + exchange.up.numel() + sum(v.numel() for v in this.state.values())
     held += 2 * (exchange._sum.numel() if exchange._sum is not None else 0)
     if cohort == 1:

@@ -197,7 +197,7 @@ def test_only_what_is_shared_travels(tmp_path: Path, options: Any, shared: int) 
     run, _ = train(tmp_path, options, 1, local=LOCALS[0])
     exchange = run.exchange
     assert run.method.part.size == shared == run.server["model"].numel()
-    assert exchange.up.shape == exchange._down.shape == (1, 1, shared)
+    assert exchange._down.shape == exchange.up[:1].shape == (1, 1, shared)
     assert exchange._sum is not None and exchange._sum.shape == (1, shared)
 
 
@@ -381,7 +381,8 @@ ALAS = {
 @pytest.mark.parametrize("name", ALAS)
 def test_fedala(tmp_path: Path, name: str) -> None:
     options, trained, cohort, passes = ALAS[name]
-    close = dict(rtol=1e-4, atol=3e-5)  # weights that oscillate spread what rounding does
+    # Weights that oscillate spread what rounding does.
+    close = dict(rtol=1e-4, atol=3e-4 if plain.ENGINE == "batched" else 3e-5)
     run = plain.start(tmp_path, options, rounds=4, local=trained, cohort=cohort, model=MLP)
     seen: set[int] = set()
     for t, expected in enumerate(ala(run, 4), 1):
