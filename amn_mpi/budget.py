@@ -215,7 +215,7 @@ def _worker(config: Config, fed: Federation, method: Method, placement: Placemen
     own, wire, size = len(clients), method.wire, method.setting.layout.size
     share = own * _cohort_size(config, fed.clients) / fed.clients
     constant, each = method.worker_rows()
-    constant += bool(config.local.momentum)
+    constant += bool(config.local.momentum) + (config.precision == "bf16")  # a bf16 copy, its gradient
     group = min(_together(config, fed, method.setting.layout), own)
     if group > 1:
         # The stacks; and what a turn allocates until it ends, and fills for a mean, is there in each.

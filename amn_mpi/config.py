@@ -148,6 +148,9 @@ class Config:
     engine_clients: int = key(
         0, "clients that engine = batched trains together; 0: as many as fit", ge=0, le=10_000
     )
+    precision: Literal["fp32", "bf16"] = key(
+        "fp32", "of clients' forward and backward passes; models stay float32 in both"
+    )
     server: Literal["rank0", "sharded", "auto"] = key(
         "rank0", "where models are mixed: on rank 0, in columns over all ranks, auto: so above server_gb"
     )

@@ -11,6 +11,7 @@ from amn_mpi.batched import BatchedEngine
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config, Local
 from amn_mpi.errors import ConfigError
+from amn_mpi.half import HalfEngine
 from amn_mpi.local import Engine
 from amn_mpi.params import ParameterLayout
 
@@ -22,11 +23,12 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
     one knows, and no faster than ``torch`` on the others (README, Engines).
 
     Raises:
-        ConfigError: an engine is asked for that does not know such a model or device.
+        ConfigError: an engine is asked for that does not know such a precision, model or device.
     """
+    single = config.precision == "fp32"
     knows = {
-        "compiled": device.type == "cpu" and compiled.specification(module, shape) is not None,
-        "batched": not ParameterLayout.of(module).normalised,
+        "compiled": single and device.type == "cpu" and compiled.specification(module, shape) is not None,
+        "batched": single and not ParameterLayout.of(module).normalised,
         "torch": True,
     }
     if config.engine == "auto":
@@ -34,6 +36,11 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
         return next(name for name, does in knows.items() if does)
     if not knows[config.engine]:
         valid = [name for name, does in knows.items() if does]
+        if not single:
+            raise ConfigError(
+                f"engine = {config.engine}: it does not know precision = {config.precision}; "
+                f"valid are {', '.join(['auto', *valid])}, or --precision fp32"
+            )
         raise ConfigError(
             f"engine = {config.engine}: it does not know model.name = {config.model.name} on {device.type}; "
             f"valid are {', '.join(['auto', *valid])}"
@@ -69,6 +76,7 @@ def make(
     chosen: str,
     instructions: str,
     at_once: int,
+    precision: str,
     module: torch.nn.Module,
     layout: ParameterLayout,
     local: Local,
@@ -81,4 +89,6 @@ def make(
     what = (module, layout, local, shape, eval_batch, device, tick)
     if chosen == "compiled":
         return compiled.CompiledEngine(*what, instructions)
-    return BatchedEngine(*what, at_once) if chosen == "batched" else Engine(*what)
+    if chosen == "batched":
+        return BatchedEngine(*what, at_once)
+    return HalfEngine(*what) if precision == "bf16" else Engine(*what)

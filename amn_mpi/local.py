@@ -39,6 +39,7 @@ class Engine:
 
     name = "torch"
     at_once = 1
+    precision = "fp32"
 
     def __init__(
         self,
@@ -181,8 +182,8 @@ class Engine:
         self.gradients.zero_()
         self.gradient_loss = 0.0
         for size, part in self._chunks(x, y):
-            loss = functional.cross_entropy(self.module(self._x[:size]), self._y[:size]) * part
-            loss.backward()
+            loss = functional.cross_entropy(self._forward(size), self._y[:size]) * part
+            self._differentiate(loss)
             self.gradient_loss += float(loss.detach())
         return self.gradients
 
@@ -192,8 +193,7 @@ class Engine:
         total = 0.0
         with torch.no_grad():
             for size, part in self._chunks(x, y):
-                out = self.module(self._x[:size])
-                total += part * float(functional.cross_entropy(out, self._y[:size]))
+                total += part * float(functional.cross_entropy(self._forward(size), self._y[:size]))
         return total
 
     def correct(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> int:
@@ -202,7 +202,7 @@ class Engine:
         total = 0
         with torch.no_grad():
             for size, _ in self._chunks(x, y):
-                total += int((self.module(self._x[:size]).argmax(1) == self._y[:size]).sum())
+                total += int((self._forward(size).argmax(1) == self._y[:size]).sum())
         return total
 
     # ---- inside
@@ -226,9 +226,17 @@ class Engine:
             # One sample has no statistics of its own: it passes by the running ones.
             self.module.train(self._size > 1)
         self.gradients.zero_()
-        scores = self.module(self._x[: self._size])
-        functional.cross_entropy(scores, self._y[: self._size]).backward()
+        scores = self._forward(self._size)
+        self._differentiate(functional.cross_entropy(scores, self._y[: self._size]))
         self._scores = scores.detach()
+
+    def _forward(self, size: int) -> torch.Tensor:
+        """Scores of the first samples in the workspace, (size, C) float32."""
+        return self.module(self._x[:size])
+
+    def _differentiate(self, loss: torch.Tensor) -> None:
+        """Add the loss's gradient to the workspace's."""
+        loss.backward()
 
     @contextmanager
     def _frozen_but(self, only: Part | None) -> Iterator[None]:

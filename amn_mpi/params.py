@@ -172,17 +172,22 @@ def bind(module: torch.nn.Module, layout: ParameterLayout) -> tuple[torch.Tensor
     grad = torch.zeros(layout.size, dtype=torch.float32, device=device)
     flat.copy_(vector_of(module))
     for tensor in layout.tensors:
-        piece = slice(tensor.start, tensor.start + tensor.size)
-        owner, _, leaf = tensor.name.rpartition(".")
-        holder = module.get_submodule(owner)
-        view = flat[piece].view(tensor.shape)
-        if tensor.start >= layout.trained:
-            setattr(holder, leaf, view)
-            continue
-        parameter = getattr(holder, leaf)
-        parameter.data = view
-        parameter.grad = grad[piece].view(tensor.shape)
+        point(module, layout, tensor, flat)
+        if tensor.start < layout.trained:
+            piece = grad[tensor.start : tensor.start + tensor.size]
+            module.get_parameter(tensor.name).grad = piece.view(tensor.shape)
     return flat, grad
+
+
+def point(module: torch.nn.Module, layout: ParameterLayout, tensor: Tensor, flat: torch.Tensor) -> None:
+    """Make one tensor of a module a view of ``flat``; a parameter takes its type over."""
+    owner, _, leaf = tensor.name.rpartition(".")
+    holder = module.get_submodule(owner)
+    view = flat[tensor.start : tensor.start + tensor.size].view(tensor.shape)
+    if tensor.start >= layout.trained:
+        setattr(holder, leaf, view)
+    else:
+        getattr(holder, leaf).data = view
 
 
 def load_into(module: torch.nn.Module, row: object) -> None:

@@ -112,7 +112,8 @@ class Session:
         owns = self.comm.owner is not None
         self.instructions = engines.agree(self._chosen, self.config, self.comm)
         chosen = self._chosen if owns else "torch"
-        self.engine = engines.make(chosen, self.instructions, self._at_once, *self._trained_by)
+        precision = self.config.precision if owns else "fp32"
+        self.engine = engines.make(chosen, self.instructions, self._at_once, precision, *self._trained_by)
         own = f"{self.engine.device.type}-{self.engine.name}" if owns else ""
         self.engine_name = "+".join(sorted({name for name in self.comm.collect(own) if name}))
         return self
