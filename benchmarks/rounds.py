@@ -42,11 +42,14 @@ class Load:
     batch: int
     method: str = "fedavg"
     ranks: int = 3
+    precision: str = "fp32"
 
 
 LOADS = {
     "W1": Load("cnn", 32, 600, 10),
     "W1b": Load("cnn", 32, 600, 50),
+    "W1 in bf16": Load("cnn", 32, 600, 10, precision="bf16"),
+    "W1b in bf16": Load("cnn", 32, 600, 50, precision="bf16"),
     "W2": Load("mlp", 200, 60, 10),
     "AMN on W1": Load("cnn", 32, 600, 10, "amn"),
     "W1 on 33 ranks": Load("cnn", 32, 600, 10, ranks=33),
@@ -96,7 +99,16 @@ def ours(load: Load, x: np.ndarray, y: np.ndarray, count: int, folder: Path) -> 
     words += ["--data.clients", load.clients, "--data.train_per_client", load.samples]
     words += ["--data.test_per_client", 10, "--model.name", load.model, "--model.hidden", 64]
     words += ["--local.epochs", 1, "--local.batch_size", load.batch, "--local.lr", 0.01]
-    words += ["--method.name", load.method, "--rounds", count + 7, "--evaluate.every", count + 100]
+    words += [
+        "--precision",
+        load.precision,
+        "--method.name",
+        load.method,
+        "--rounds",
+        count + 7,
+        "--evaluate.every",
+        count + 100,
+    ]
     words += ["--checkpoint.minutes", 0, "--progress", "off", "--out", out, "--data.cache", folder]
     words += ["--method.common_rounds", 1] if load.method == "amn" else []
     launcher = [Path(sys.executable).parent / "mpirun", "-n", load.ranks]
