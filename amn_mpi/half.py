@@ -23,11 +23,9 @@ class HalfEngine(Engine):
     """The reference engine with a bf16 copy of the network; see ``Engine`` for the arguments.
 
     Batch normalisation keeps its parameters and running statistics in float32 (torch's kernels take
-    them beside bf16 samples): an average over rounds would lose small changes as weights do.
+    them beside bf16 samples): running averages would lose small changes as weights do.
     Evaluation runs in bf16, too: a client would use its model as it was trained.
     """
-
-    precision = "bf16"
 
     def __init__(
         self,
@@ -44,16 +42,15 @@ class HalfEngine(Engine):
         self._dense = None
         self._half = torch.empty(layout.trained, dtype=torch.bfloat16, device=device)
         self.module = _pooled_first(copy.deepcopy(self.module))
-        self._into = []  # every parameter with the part of the gradient that is its
-        names = dict(self.module.named_parameters())
+        # Every parameter, and where its gradient belongs in the workspace.
+        self._into: list[tuple[nn.Parameter, torch.Tensor]] = []
         for tensor in layout.tensors:
             wide = tensor.name.rpartition(".")[0] in layout.normalised
             point(self.module, layout, tensor, self.parameters if wide else self._half)
-            if tensor.name in names:
+            if tensor.start < layout.trained:
                 piece = self.gradients[tensor.start : tensor.start + tensor.size]
-                names[tensor.name].grad = None
-                self._into.append((names[tensor.name], piece.view(tensor.shape)))
-        self._order = _order(self.module)
+                self._into.append((self.module.get_parameter(tensor.name), piece.view(tensor.shape)))
+        self._format = _memory_format(self.module)
 
     def _chunks(self, x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[int, float]]:
         self._half.copy_(self._w)
@@ -64,7 +61,7 @@ class HalfEngine(Engine):
         super()._backward()
 
     def _forward(self, size: int) -> torch.Tensor:
-        scores = self.module(self._x[:size].to(torch.bfloat16, memory_format=self._order))
+        scores = self.module(self._x[:size].to(torch.bfloat16, memory_format=self._format))
         return scores.float()
 
     def _differentiate(self, loss: torch.Tensor) -> None:
@@ -83,7 +80,7 @@ def _pooled_first(module: nn.Module) -> nn.Module:
     return module
 
 
-def _order(module: nn.Module) -> torch.memory_format:
+def _memory_format(module: nn.Module) -> torch.memory_format:
     """Channels last is what bf16 convolutions are fastest with; group normalisation is slow with it."""
     kinds = {type(layer) for layer in module.modules()}
     if nn.Conv2d in kinds and nn.GroupNorm not in kinds:

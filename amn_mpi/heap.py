@@ -13,7 +13,7 @@ def keep() -> None:
     """Layers' outputs are freed and asked for again in every step; nothing where it is not glibc.
 
     By default their pages go back to the kernel in between and come again by page faults, one by one:
-    a fifth of a bf16 step of the cnn. Arrays above ``LARGEST`` still go back at once.
+    an eighth of a bf16 step of the cnn, and more. Arrays above ``LARGEST`` still go back at once.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

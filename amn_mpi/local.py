@@ -39,7 +39,6 @@ class Engine:
 
     name = "torch"
     at_once = 1
-    precision = "fp32"
 
     def __init__(
         self,

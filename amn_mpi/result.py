@@ -41,7 +41,7 @@ def describe(
         "clients": fed.clients,
         "parameters": ready.layout.size,
         "engine": ready.engine_name,
-        "precision": ready.engine.precision,
+        "precision": config.precision,
         "model": run.method.headline,
         **recorder.scores(),
         "models_sha256": digest,

@@ -112,7 +112,7 @@ class Session:
         owns = self.comm.owner is not None
         self.instructions = engines.agree(self._chosen, self.config, self.comm)
         chosen = self._chosen if owns else "torch"
-        precision = self.config.precision if owns else "fp32"
+        precision = self.config.precision if owns else "fp32"  # who trains nobody needs no second copy
         self.engine = engines.make(chosen, self.instructions, self._at_once, precision, *self._trained_by)
         own = f"{self.engine.device.type}-{self.engine.name}" if owns else ""
         self.engine_name = "+".join(sorted({name for name in self.comm.collect(own) if name}))

@@ -2,7 +2,8 @@
 
     python benchmarks/rounds.py [--quick] [--only W1,W2] [--out FILE]
 
-W1: FedAvg, 32 clients x 600 images, the 582,026-parameter CNN, batch 10, one local epoch. W1b: batch 50.
+W1: FedAvg, 32 clients x 600 images, the 582,026-parameter CNN, batch 10, one local epoch. W1b: batch 50. Both
+also with ``precision: bf16``; the plain loop is in float32 always.
 W2: 200 clients x 60, mlp 784-64-10, batch 10. All on 3 ranks (two train), and W1 on 33; against plain
 PyTorch in two processes (``plain_loop.py``). AMN: the same as W1. The plain loop runs before and after ours;
 where its two medians are more than a tenth apart, both are taken again. Writes Markdown, and JSON to FILE.
