@@ -64,11 +64,16 @@ class HalfEngine(Engine):
         scores = self.module(self._x[:size].to(torch.bfloat16, memory_format=self._format))
         return scores.float()
 
-    def _differentiate(self, loss: torch.Tensor) -> None:
+    def _differentiate(self, loss: torch.Tensor, add: bool = False) -> None:
         into = [pair for pair in self._into if pair[0].requires_grad]
+        if not add and len(into) < len(self._into):
+            self.gradients.zero_()
         found = torch.autograd.grad(loss, [parameter for parameter, _ in into])
-        for (_, gradient), more in zip(into, found):
-            gradient.add_(more)
+        for (_, gradient), new in zip(into, found):
+            if add:
+                gradient.add_(new)
+            else:
+                gradient.copy_(new)  # a pass over memory less than adding to zeros
 
 
 def _pooled_first(module: nn.Module) -> nn.Module:

@@ -182,7 +182,7 @@ class Engine:
         self.gradient_loss = 0.0
         for size, part in self._chunks(x, y):
             loss = functional.cross_entropy(self._forward(size), self._y[:size]) * part
-            self._differentiate(loss)
+            self._differentiate(loss, add=True)
             self.gradient_loss += float(loss.detach())
         return self.gradients
 
@@ -224,7 +224,6 @@ class Engine:
         if self._statistics:
             # One sample has no statistics of its own: it passes by the running ones.
             self.module.train(self._size > 1)
-        self.gradients.zero_()
         scores = self._forward(self._size)
         self._differentiate(functional.cross_entropy(scores, self._y[: self._size]))
         self._scores = scores.detach()
@@ -233,8 +232,10 @@ class Engine:
         """Scores of the first samples in the workspace, (size, C) float32."""
         return self.module(self._x[:size])
 
-    def _differentiate(self, loss: torch.Tensor) -> None:
-        """Add the loss's gradient to the workspace's."""
+    def _differentiate(self, loss: torch.Tensor, add: bool = False) -> None:
+        """The loss's gradient into the workspace's, or added to it; 0 where nothing is trained."""
+        if not add:
+            self.gradients.zero_()
         loss.backward()
 
     @contextmanager
