@@ -110,16 +110,18 @@ class BatchedEngine(Engine):
         self.tick()
         return list(scores)
 
-    def gradient_all(self, asked: Sequence[Asked]) -> list[torch.Tensor]:
-        """Gradients of the mean losses over all samples."""
+    def gradient_all(self, asked: Sequence[Asked]) -> list[float]:
+        """Gradients of the mean losses over all samples; returns the losses."""
+        losses = torch.zeros(len(asked), dtype=torch.float64, device=self.device)
         with self._rows(asked) as (w, g):
             g.zero_()
             part = torch.empty_like(g)
             for k, x, y, share in self._lockstep(asked, whole=True):
-                self._network.backward(w[:k], part[:k], x, y, share)
+                scores = self._network.backward(w[:k], part[:k], x, y, share)
                 g[:k].add_(part[:k])
+                losses[:k] += _losses(scores, y, share)
                 self.tick()
-        return [a.seat.gradients for a in asked]
+        return losses.tolist()
 
     def judge_all(self, asked: Sequence[Asked]) -> list[tuple[float, int]]:
         """(mean loss, number of right answers) of each."""
@@ -128,8 +130,7 @@ class BatchedEngine(Engine):
         with torch.no_grad(), self._rows(asked) as (w, _):
             for k, x, y, share in self._lockstep(asked, whole=True):
                 scores = self._network.scores(w[:k], x)
-                each = functional.cross_entropy(scores.flatten(0, 1), y.flatten(), reduction="none")
-                losses[:k] += (each.view(share.shape) * share).sum(1)
+                losses[:k] += _losses(scores, y, share)
                 right[:k] += ((scores.argmax(2) == y) & (share > 0)).sum(1)
                 self.tick()
         return list(zip(losses.tolist(), right.tolist()))
@@ -171,6 +172,12 @@ class BatchedEngine(Engine):
         return torch.stack([vector.to(self.device) for vector in vectors])
 
 
+def _losses(scores: torch.Tensor, y: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """(k,): every client's sum over its batch of losses, each times the sample's share."""
+    each = functional.cross_entropy(scores.flatten(0, 1), y.flatten(), reduction="none")
+    return (each.view(share.shape) * share).sum(1)
+
+
 class Asked(NamedTuple):
     """What a seat wants computed with its row of the stacks."""
 
@@ -203,7 +210,7 @@ class Seat(Engine):
         self._engine, self._size = engine, 0
         self._x = torch.zeros(self.local.batch_size, *engine.shape, device=self.device)
         self._y = torch.zeros(self.local.batch_size, dtype=torch.int64, device=self.device)
-        self._scores = torch.zeros(0)
+        self._scores, self.gradient_loss = torch.zeros(0), 0.0
         self._ask: Ask
 
     def take(self, turn: Callable[[Engine], T], ask: Ask) -> T:
@@ -240,7 +247,8 @@ class Seat(Engine):
         return self.gradients
 
     def gradient(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self._answer(self._engine.gradient_all, at, x, y, self._engine.chunk)
+        self.gradient_loss = self._answer(self._engine.gradient_all, at, x, y, self._engine.chunk)
+        return self.gradients
 
     def loss(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> float:
         return self._answer(self._engine.judge_all, at, x, y, self._engine.chunk)[0]
