@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,11 +56,12 @@ class Communicator(Ranks):
         if self.size == 1:
             return rows if rows is not None else out
         send, row = None, self._row(rows if rows is not None else out)
-        if self.is_server and rows is not None:
-            send = [rows, *self._placed(counts), row]
-            self._count("scatter", rows.nbytes)
-        receive = [out, 0 if self.is_server else len(out), row]
-        self._wait(self._world.Iscatterv(send, receive, root=0), "scatter")
+        with self._timed("scatter"):
+            if self.is_server and rows is not None:
+                send = [rows, *self._placed(counts), row]
+                self._count("scatter", rows.nbytes)
+            receive = [out, 0 if self.is_server else len(out), row]
+            self._wait(self._world.Iscatterv(send, receive, root=0), "scatter")
         row.Free()
         return out
 
@@ -78,7 +81,8 @@ class Communicator(Ranks):
         if not self.is_server:
             self._count("gather", own.nbytes)
         send = [own, 0 if self.is_server else len(own), row]
-        self._wait(self._world.Igatherv(send, receive, root=0), "gather")
+        with self._timed("gather"):
+            self._wait(self._world.Igatherv(send, receive, root=0), "gather")
         row.Free()
         return own if out is None else out
 
@@ -92,18 +96,8 @@ class Communicator(Ranks):
             return numbers
         if not self.is_server:
             self._count("reduce", numbers.nbytes)
-        if self.spins:
-            total = np.empty_like(numbers) if self.is_server else None
-            self._wait(self._world.Ireduce(numbers, total, op=self._mpi.SUM, root=0), "reduce")
-            return numbers if total is None else total
-        if not self.is_server:
-            self._wait(self._world.Isend(numbers, dest=0, tag=SUM), "reduce")
-            return numbers
-        total, other = numbers.copy(), np.empty_like(numbers)
-        for rank in range(1, self.size):
-            self._wait(self._world.Irecv(other, source=rank, tag=SUM), "reduce")
-            total += other
-        return total
+        with self._timed("reduce"):
+            return self._sum(numbers)
 
     def swap(self, own: np.ndarray, give: Sequence[int], into: np.ndarray, take: Sequence[int]) -> None:
         """Flat pieces from every owner to every owner, itself included; both sides in owners' order.
@@ -118,12 +112,13 @@ class Communicator(Ranks):
         (given, places), (taken, into_places) = self._placed(give), self._placed(take)
         # What stays is copied here: UCX moves a message to oneself by 8 KB with each look at the
         # request, and between looks a rank sleeps: seconds for a megabyte (MPICH 5.0).
-        here = slice(into_places[me], into_places[me] + taken[me])
-        into[here] = own[places[me] : places[me] + given[me]]
-        given[me] = taken[me] = 0
-        self._count("alltoall", sum(given) * own.itemsize)
-        request = self._world.Ialltoallv([own, given, places, kind], [into, taken, into_places, kind])
-        self._wait(request, "alltoall")
+        with self._timed("alltoall"):
+            here = slice(into_places[me], into_places[me] + taken[me])
+            into[here] = own[places[me] : places[me] + given[me]]
+            given[me] = taken[me] = 0
+            self._count("alltoall", sum(given) * own.itemsize)
+            request = self._world.Ialltoallv([own, given, places, kind], [into, taken, into_places, kind])
+            self._wait(request, "alltoall")
 
     def in_turn(self, own: np.ndarray | None, owners: int, box: np.ndarray) -> Iterator[np.ndarray]:
         """On rank 0 the array of each of the first ``owners`` owners, one after another in ``box``.
@@ -136,14 +131,16 @@ class Communicator(Ranks):
         elif self.is_server:
             row = self._row(box)
             for owner in range(owners):
-                request = self._world.Irecv([box, len(box), row], source=owner + 1, tag=TURN)
-                self._wait(request, "turns")
+                with self._timed("turns"):
+                    request = self._world.Irecv([box, len(box), row], source=owner + 1, tag=TURN)
+                    self._wait(request, "turns")
                 yield box
             row.Free()
         elif own is not None:
             row = self._row(own)
             self._count("turns", own.nbytes)
-            self._wait(self._world.Isend([own, len(own), row], dest=0, tag=TURN), "turns")
+            with self._timed("turns"):
+                self._wait(self._world.Isend([own, len(own), row], dest=0, tag=TURN), "turns")
             row.Free()
 
     # ---- small objects
@@ -171,12 +168,13 @@ class Communicator(Ranks):
         packed = np.frombuffer(pickle.dumps(thing), np.uint8)
         lengths = np.zeros(self.size, np.int64)
         mine = np.array([packed.size], np.int64)
-        self._wait(self._world.Igather(mine, lengths, root=0), "collect")
-        box = np.empty(int(lengths.sum()), np.uint8)
-        places = [lengths.tolist(), [0, *np.cumsum(lengths)[:-1].tolist()], self._mpi.BYTE]
-        receive = [box, *places] if self.is_server else None
-        self._count("collect", 0 if self.is_server else packed.nbytes)
-        self._wait(self._world.Igatherv([packed, self._mpi.BYTE], receive, root=0), "collect")
+        with self._timed("collect"):
+            self._wait(self._world.Igather(mine, lengths, root=0), "collect")
+            box = np.empty(int(lengths.sum()), np.uint8)
+            places = [lengths.tolist(), [0, *np.cumsum(lengths)[:-1].tolist()], self._mpi.BYTE]
+            receive = [box, *places] if self.is_server else None
+            self._count("collect", 0 if self.is_server else packed.nbytes)
+            self._wait(self._world.Igatherv([packed, self._mpi.BYTE], receive, root=0), "collect")
         if not self.is_server:
             return []
         pieces = np.split(box, np.cumsum(lengths)[:-1])
@@ -199,8 +197,9 @@ class Communicator(Ranks):
         box = np.empty(min(nbytes, PIECE), np.uint8)
         for start in range(0, nbytes, PIECE):
             piece = box[: nbytes - start]
-            request = self._world.Irecv(piece, source=owner + 1, tag=FLOW)
-            self._wait(request, "checkpoint", shortest=UNHURRIED)
+            with self._timed("checkpoint"):
+                request = self._world.Irecv(piece, source=owner + 1, tag=FLOW)
+                self._wait(request, "checkpoint", shortest=UNHURRIED)
             yield piece
 
     # ---- inside
@@ -212,14 +211,29 @@ class Communicator(Ranks):
         level would first have to wake up.
         """
         self._count(what, array.nbytes * (self.size - 1) if self.is_server else 0)
+        with self._timed(what):
+            if self.spins:
+                self._wait(self._world.Ibcast(array, root=0), what)
+            elif self.is_server:
+                sends = [self._world.Isend(array, dest=r, tag=SPREAD) for r in range(1, self.size)]
+                for request in sends:
+                    self._wait(request, what)
+            else:
+                self._wait(self._world.Irecv(array, source=0, tag=SPREAD), what)
+
+    def _sum(self, numbers: np.ndarray) -> np.ndarray:
         if self.spins:
-            self._wait(self._world.Ibcast(array, root=0), what)
-        elif self.is_server:
-            sends = [self._world.Isend(array, dest=r, tag=SPREAD) for r in range(1, self.size)]
-            for request in sends:
-                self._wait(request, what)
-        else:
-            self._wait(self._world.Irecv(array, source=0, tag=SPREAD), what)
+            total = np.empty_like(numbers) if self.is_server else None
+            self._wait(self._world.Ireduce(numbers, total, op=self._mpi.SUM, root=0), "reduce")
+            return numbers if total is None else total
+        if not self.is_server:
+            self._wait(self._world.Isend(numbers, dest=0, tag=SUM), "reduce")
+            return numbers
+        total, other = numbers.copy(), np.empty_like(numbers)
+        for rank in range(1, self.size):
+            self._wait(self._world.Irecv(other, source=rank, tag=SUM), "reduce")
+            total += other
+        return total
 
     def _row(self, rows: np.ndarray) -> Any:
         """One row as a datatype: counts are then numbers of rows, far from 2^31."""
@@ -235,6 +249,13 @@ class Communicator(Ranks):
 
     def _count(self, kind: str, nbytes: int) -> None:
         self.sent[kind] += int(nbytes)
+
+    @contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.took[kind] += time.perf_counter() - began
+        self.calls[kind] += 1
 
 
 def _initialised() -> tuple[Any, str]:

@@ -45,10 +45,10 @@ def run_one(
         Diverged: on every rank.
     """
     comm = ready.comm
-    before = (time.process_time(), comm.wait_cpu, dict(comm.sent))
+    cpu, counted = (time.process_time(), comm.wait_cpu), _counters(comm)
     keeps, saved = (None, None) if folder is None else (folder.checkpoints, folder.saved)
     run, recorder = session.train(ready, config, clock, folder, keeps, saved)
-    cost = comm.collect(_cost(ready, clock, *before))
+    cost = comm.collect(_cost(ready, clock, *cpu, counted))
     digest = ""
     if models:
         rows = session.final_models(run)
@@ -72,14 +72,27 @@ def cell(config: Config, comm: Communicator, fed: Federation, folder: RunFolder 
         return {} if folder is None else {**told, "config": config.as_dict()}
 
 
-def _cost(ready: Session, clock: Clock, cpu: float, wait_cpu: float, sent: dict[str, int]) -> dict[str, Any]:
+def _counters(comm: Communicator) -> tuple[dict[str, Any], ...]:
+    """What has gone through each collective so far: bytes, seconds, calls."""
+    return dict(comm.sent), dict(comm.took), dict(comm.calls)
+
+
+def _cost(
+    ready: Session, clock: Clock, cpu: float, wait_cpu: float, counted: tuple[dict[str, Any], ...]
+) -> dict[str, Any]:
     """What training cost this rank."""
     comm = ready.comm
+    sent, took, calls = (
+        {kind: now[kind] - then.get(kind, 0) for kind in now if now[kind] > then.get(kind, 0)}
+        for now, then in zip(_counters(comm), counted)
+    )
     return {
         "seconds": clock.snapshot(),
         "training_cpu": time.process_time() - cpu,
         "wait_cpu": comm.wait_cpu - wait_cpu,
-        "sent": {k: count - sent.get(k, 0) for k, count in comm.sent.items() if count > sent.get(k, 0)},
+        "sent": sent,
+        "took": took,
+        "calls": calls,
         "memory_mb": _peak_memory(),
     }
 

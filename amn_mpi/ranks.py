@@ -36,6 +36,8 @@ class Ranks:
 
     Attributes:
         sent: bytes by collective that this rank sent, on rank 0 to all the others together.
+        took, calls: wall seconds inside by collective, those of waiting for the others included, and
+            how often; a collective whose messages go one by one counts each.
         wait_seconds, wait_cpu: wall and CPU seconds spent inside waits.
         stopping: number of the signal for which all ranks are to stop; 0 while they are not.
         lost: "rank r on host" of those that this one has survived.
@@ -46,6 +48,8 @@ class Ranks:
         self.host = socket.gethostname()
         check_launcher(mpi.COMM_WORLD.size, library)
         self.sent: dict[str, int] = defaultdict(int)
+        self.took: dict[str, float] = defaultdict(float)
+        self.calls: dict[str, int] = defaultdict(int)
         self.wait_seconds = self.wait_cpu = 0.0
         self.lost: list[str] = []
         self._line: socket.socket | None = None

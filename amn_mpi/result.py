@@ -49,10 +49,12 @@ def describe(
         "starts": recorder.starts,
         "checkpoints": {"written": run.keeper.written, "failed": run.keeper.failures},
         "round_seconds": round_seconds(recorder.seconds),
-        "seconds": _seconds(cost),
+        "seconds": _seconds([c["seconds"] for c in cost]),
         "training_cpu_seconds": round(sum(c["training_cpu"] for c in cost), 3),
         "wait_cpu_seconds": round(sum(c["wait_cpu"] for c in cost), 3),
         "bytes_sent": _bytes(cost),
+        "collective_seconds": _seconds([c["took"] for c in cost]),
+        "collective_calls": cost[0]["calls"],
         "peak_memory_mb": [c["memory_mb"] for c in cost],
         "per_client": {
             "accuracy": [round(float(v), 6) for v in percent[:, headline]],
@@ -109,14 +111,14 @@ def round_seconds(seconds: list[float]) -> float:
     return round(statistics.median(seconds[1:] or seconds), 6)
 
 
-def _seconds(cost: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Wall seconds by phase: rank 0, and mean and maximum over all ranks."""
-    phases = cost[0]["seconds"]
-    every = {phase: [c["seconds"][phase] for c in cost] for phase in phases}
+def _seconds(ranks: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Wall seconds by name: of rank 0, and mean and maximum over all ranks."""
+    names = {name: None for each in ranks for name in each}
+    every = {name: [each.get(name, 0.0) for each in ranks] for name in names}
     return {
-        "rank0": phases,
-        "mean": {phase: round(statistics.fmean(v), 4) for phase, v in every.items()},
-        "max": {phase: max(v) for phase, v in every.items()},
+        "rank0": {name: round(v[0], 4) for name, v in every.items()},
+        "mean": {name: round(statistics.fmean(v), 4) for name, v in every.items()},
+        "max": {name: round(max(v), 4) for name, v in every.items()},
     }
 
 

@@ -100,6 +100,21 @@ def test_bytes_by_collective(done: Finished) -> None:
     assert sent["gather"] >= 2 * ROUNDS * CLIENTS * row
 
 
+def test_seconds_by_collective(done: Finished) -> None:
+    """What waits for others is in them: on rank 0 they hold all of its waiting, and no more than the run."""
+    seconds, calls = done.result["collective_seconds"], done.result["collective_calls"]
+    assert set(seconds) == {"rank0", "mean", "max"}
+    assert set(done.result["bytes_sent"]) <= set(seconds["rank0"]) == set(calls)
+    assert calls["scatter"] == ROUNDS, "what evaluation gets serves the next round, but for the last one's"
+    assert calls["gather"] == 3 * ROUNDS and calls["share"] > ROUNDS
+    inside, phases = sum(seconds["rank0"].values()), done.result["seconds"]["rank0"]
+    assert 0.9 * phases["wait"] - 0.05 < inside + phases["start"] + phases["prepare"]
+    assert inside < sum(phases.values()) - phases["start"]
+    for kind in calls:
+        assert seconds["max"][kind] >= max(seconds["rank0"][kind], seconds["mean"][kind] - 1e-4)
+        assert seconds["max"][kind] > 0
+
+
 # ---- result.json: what was run
 
 
