@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,14 +50,8 @@ def _sizes(config: Config, fed: Federation) -> tuple[list[int], int]:
     """Numbers that come out of each layer for one sample, and those of the sample."""
     import torch
 
-    from amn_mpi import models
+    from amn_mpi import models, shapes
 
-    sizes: list[int] = []
     with torch.device("meta"):
         module = models.build(config.model, fed.shape, fed.classes, config.seed)
-        for layer in module.modules():
-            if not list(layer.children()):
-                layer.register_forward_hook(lambda layer, given, out: sizes.append(out.numel()))
-        sample = torch.empty(1, *fed.shape)
-        module.eval()(sample)  # one sample has no statistics of its own
-    return sizes, sample.numel()
+    return shapes.outputs(module, fed.shape), math.prod(fed.shape)

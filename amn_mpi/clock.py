@@ -8,15 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from amn_mpi.comm import Communicator
+from amn_mpi.startup import Startup
 
 PHASES = ("start", "prepare", "train", "exchange", "server", "evaluate", "checkpoint", "wait")
 
 
 class Clock:
-    """Phases do not overlap: an inner one interrupts the outer one, waits count as ``wait``."""
+    """Phases do not overlap: an inner one interrupts the outer one, waits count as ``wait``.
 
-    def __init__(self, comm: Communicator, started: float) -> None:
-        self._comm, self._stack = comm, ["start"]
+    Attributes:
+        startup: where the start is told by parts that are finer than phases; None after the first run.
+    """
+
+    def __init__(self, comm: Communicator, started: float, startup: Startup | None = None) -> None:
+        self._comm, self._stack, self.startup = comm, ["start"], startup
+        self._starts = startup is not None
         self.seconds: dict[str, float] = defaultdict(float)
         self._since, self._waited = started, comm.wait_seconds
 
@@ -28,12 +34,20 @@ class Clock:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         self._close()
+        if phase == "train":
+            self.over("first_round")
+            self._starts = False
         self._stack.append(phase)
         try:
             yield
         finally:
             self._close()
             self._stack.pop()
+
+    def over(self, part: str) -> None:
+        """A part of the start is over; no more of them once training has begun."""
+        if self.startup is not None and self._starts:
+            self.startup.over(part, self._comm.wait_seconds)
 
     def snapshot(self) -> dict[str, float]:
         """Seconds by phase until now."""

@@ -25,6 +25,7 @@ def run_all(
     """The configured run, its baselines on the same clients, and the result of it all."""
     with clock("prepare"):
         ready = _ready(config, comm, fed)
+    clock.over("session")
     found = run_one(ready, config, folder, clock, models=True)
     found["baselines"] = _baselines(ready, config, folder)
     if folder is not None:
@@ -94,6 +95,7 @@ def _cost(
         "took": took,
         "calls": calls,
         "memory_mb": _peak_memory(),
+        "start": clock.startup.told(comm.ranks_on_host) if clock.startup else {},
     }
 
 

@@ -28,6 +28,7 @@ from amn_mpi import signals
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.errors import Diverged, Interrupted, Stopped, UserError
+from amn_mpi.startup import Startup
 
 if TYPE_CHECKING:
     from amn_mpi.config import Config
@@ -37,9 +38,12 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] | None = None) -> NoReturn:
     """Run on this rank and end the process; never returns. ``do`` is the work, by default a run."""
+    startup = Startup(STARTED)
+    startup.over("modules")
     comm = Communicator()
     comm.watch()
-    work = Work()
+    startup.over("mpi")
+    work = Work(startup)
     while True:
         try:
             signals.install()
@@ -84,15 +88,16 @@ class Work:
         config: known to every rank as soon as there is something that could go on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, startup: Startup) -> None:
         self.config: Config | None = None
+        self._startup = startup
 
     @property
     def survives(self) -> bool:
         return self.config is not None and self.config.faults.survive
 
     def __call__(self, comm: Communicator, argv: Sequence[str]) -> None:
-        clock = Clock(comm, STARTED)
+        clock = Clock(comm, STARTED, self._startup)
         config, dry = self._asked_for(comm, argv)
         folder = _open_folder(config) if comm.is_server and config is not None and not dry else None
         with folder or nullcontext():
@@ -103,6 +108,7 @@ class Work:
             )
             if config is None:
                 return
+            clock.over("configuration")
             comm.configure(config.comm.wait, config.comm.timeout)
             if dry:
                 if comm.is_server:
@@ -125,8 +131,13 @@ def _carry_out(config: Config, comm: Communicator, folder: RunFolder | None, clo
     if comm.is_server:
         with clock("prepare"):
             fed = prepare(config)
+    clock.over("data")
     with signals.held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
+        import torch  # noqa: F401  # by itself, for its share of the start
+
+        clock.over("torch")
         from amn_mpi import job
+    clock.over("modules")
     if fed is not None:
         _check(config, fed, comm)
     job.run_all(config, comm, comm.share(fed), folder, clock)

@@ -53,6 +53,7 @@ def describe(
         "training_cpu_seconds": round(sum(c["training_cpu"] for c in cost), 3),
         "wait_cpu_seconds": round(sum(c["wait_cpu"] for c in cost), 3),
         "bytes_sent": _bytes(cost),
+        "start_seconds": _seconds([c["start"] for c in cost]),
         "collective_seconds": _seconds([c["took"] for c in cost]),
         "collective_calls": cost[0]["calls"],
         "peak_memory_mb": [c["memory_mb"] for c in cost],

@@ -23,6 +23,7 @@ import pytest
 from running import command, environment, result, run
 
 from amn_mpi import native
+from amn_mpi.startup import PARTS
 
 PHASES = {"start", "prepare", "train", "exchange", "server", "evaluate", "checkpoint", "wait"}
 ROUNDS, CLIENTS, RANKS = 6, 6, 3
@@ -75,6 +76,17 @@ def test_seconds_by_phase(done: Finished) -> None:
 def test_phases_add_up_to_the_wall_time(done: Finished) -> None:
     told = sum(done.result["seconds"]["rank0"].values())
     assert abs(done.wall - told) < 0.2 * done.wall + 0.5, f"{told} of {done.wall} s"
+
+
+def test_the_start_by_part(done: Finished) -> None:
+    """From the launcher to the first step: finer than the phases, and from an earlier moment."""
+    seconds, phases = done.result["start_seconds"], done.result["seconds"]["rank0"]
+    assert set(seconds["rank0"]) == {*PARTS, "total"}
+    assert seconds["rank0"]["total"] == pytest.approx(sum(seconds["rank0"][p] for p in PARTS), abs=1e-2)
+    assert min(seconds["mean"][part] for part in ("interpreter", "modules", "mpi", "torch", "session")) > 0
+    assert seconds["rank0"]["data"] == seconds["max"]["data"] > 0, "rank 0 alone prepares it"
+    mine = seconds["rank0"]["total"] - seconds["rank0"]["launch"] - seconds["rank0"]["interpreter"]
+    assert phases["start"] + phases["prepare"] - 0.01 < mine < sum(phases.values()) + 0.01
 
 
 def test_seconds_of_a_round(done: Finished) -> None:
