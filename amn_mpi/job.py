@@ -6,17 +6,18 @@ import dataclasses
 import json
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amn_mpi import methods, result, resume, session
+from amn_mpi import methods, resume, session
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
 from amn_mpi.errors import Diverged, UserError
-from amn_mpi.progress import reader_may_leave
-from amn_mpi.runfolder import RunFolder
 from amn_mpi.session import Session
+
+if TYPE_CHECKING:
+    from amn_mpi.runfolder import RunFolder
 
 
 def run_all(
@@ -29,6 +30,9 @@ def run_all(
     found = run_one(ready, config, folder, clock, models=True)
     found["baselines"] = _baselines(ready, config, folder)
     if folder is not None:
+        from amn_mpi import result  # here and below: on rank 0 alone
+        from amn_mpi.progress import reader_may_leave
+
         folder.finish(found)
         with reader_may_leave():
             result.show(found, str(folder.path))
@@ -58,7 +62,11 @@ def run_one(
             digest = folder.write_models(ready.layout, ready.fed.clients, rows, about, config.rounds)
         else:
             deque(rows, maxlen=0)  # the other ranks only send
-    return {} if recorder is None else result.describe(ready, recorder, cost, digest)
+    if recorder is None:
+        return {}
+    from amn_mpi import result
+
+    return result.describe(ready, recorder, cost, digest)
 
 
 def cell(config: Config, comm: Communicator, fed: Federation, folder: RunFolder | None) -> dict[str, Any]:
@@ -129,6 +137,8 @@ def _baselines(ready: Session, config: Config, folder: RunFolder | None) -> dict
             found[name] = {"diverged": str(reason)}
             continue
         if recorder is not None:
+            from amn_mpi import result
+
             found[name] = recorder.scores()
             found[name]["round_seconds"] = result.round_seconds(recorder.seconds)
     return found

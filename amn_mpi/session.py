@@ -1,7 +1,8 @@
 """From a configuration and prepared data to a run that can start, on every rank.
 
 The ranks stay; runs come and go: the baselines of a run, and later whole comparisons, share one
-start of the ranks and one reading of the data.
+start of the ranks and one reading of the data. What rank 0 alone needs is imported where it is used:
+33 ranks pay for every import.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,11 +27,12 @@ from amn_mpi.methods.base import Method, Setting
 from amn_mpi.methods.mixing import Mixing, sharded
 from amn_mpi.params import ParameterLayout, vector_of
 from amn_mpi.placement import place, training_steps
-from amn_mpi.progress import Progress
-from amn_mpi.recorder import Recorder
 from amn_mpi.rounds import Run, Samples
-from amn_mpi.runfolder import RunFolder
 from amn_mpi.shards import Shards
+
+if TYPE_CHECKING:
+    from amn_mpi.recorder import Recorder
+    from amn_mpi.runfolder import RunFolder
 
 
 def choose_device(name: str, rank_on_host: int) -> torch.device:
@@ -197,6 +199,9 @@ def train(
         keeper.restore(run, None)
         rounds.train(run, lambda outcome: None)
         return run, None
+    from amn_mpi.progress import Progress
+    from amn_mpi.recorder import Recorder
+
     progress = Progress(config.progress, config.rounds)
     recorder = Recorder(session.fed, run, folder, progress)
     keeper.about, keeper.history = session.about(config), recorder.history

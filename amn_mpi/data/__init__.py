@@ -1,14 +1,31 @@
 """Data: readers, who gets which samples, the prepared cache, and each client's own rows.
 
 Rank 0 calls ``prepare`` (or ``describe``, which writes nothing); the ``Federation`` goes to all
-ranks; each calls ``load_clients`` for its own.
+ranks; each calls ``load_clients`` for its own. Only rank 0 pays for the import of the readers.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from amn_mpi.data.clients import ClientData, load_clients
 from amn_mpi.data.federation import Federation
-from amn_mpi.data.prepare import describe, prepare
-from amn_mpi.data.readers import NAMES
 
-__all__ = ["NAMES", "ClientData", "Federation", "describe", "load_clients", "prepare"]
+if TYPE_CHECKING:
+    from amn_mpi.config import Data
+
+__all__ = ["ClientData", "Federation", "describe", "load_clients", "prepare"]
+
+
+def prepare(data: Data, seed: int) -> Federation:
+    """See ``preparation.prepare``."""
+    from amn_mpi.data import preparation
+
+    return preparation.prepare(data, seed)
+
+
+def describe(data: Data, seed: int) -> Federation:
+    """See ``preparation.describe``."""
+    from amn_mpi.data import preparation
+
+    return preparation.describe(data, seed)

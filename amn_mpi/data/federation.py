@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amn_mpi.data import concept
-from amn_mpi.data.heterogeneity import assign
 from amn_mpi.data.raw import Raw
 
 if TYPE_CHECKING:
@@ -70,6 +69,8 @@ class Plan:
 def plan(raw: Raw, data: Data, seed: int) -> Plan:
     """Decide who gets which samples and sees them how. Raises ``ConfigError``."""
     shape = raw.x.shape[1:]
+    from amn_mpi.data.heterogeneity import assign
+
     concept.check_shape(data, shape)
     classes = len(raw.class_names)
     found = assign(raw.y, data, seed, classes)
