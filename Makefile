@@ -1,11 +1,13 @@
 # make run    set up .venv once, then AMN over 33 MPI ranks on the embedded digits
 # make test   the same set-up, then the tests
-# make bench  the same set-up, then seconds a step and a round beside plain PyTorch (ARGS=--quick: shorter)
-# Variables: RANKS, ARGS (appended to the command line), PYTHON (to make .venv with), EXTRAS.
+# make bench  the same set-up, then steps and rounds beside plain PyTorch, messages, server, start
+#             (ARGS=--quick: three minutes; JSON goes to BENCH)
+# Variables: RANKS, ARGS (appended to the command line), BENCH, PYTHON (to make .venv with), EXTRAS.
 
 PYTHON ?= python3
 RANKS ?= 33
 ARGS ?=
+BENCH ?= build/bench
 EXTRAS ?= mpich,dev
 # The CPU build of torch is a tenth of the default one's size; where this index is out of reach,
 # the usual index serves. Set it empty to skip it.
@@ -43,8 +45,8 @@ lint: .venv/.installed
 	$(BIN)/python -m mypy
 
 bench: .venv/.installed
-	$(BIN)/python benchmarks/steps.py
-	$(BIN)/python benchmarks/rounds.py $(ARGS)
+	@for name in steps rounds exchange server startup; do \
+	    echo "## $$name" && $(BIN)/python benchmarks/$$name.py --out $(BENCH)/$$name.json $(ARGS) || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache amn_mpi/native/*.so

@@ -22,6 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from report import table, write  # noqa: E402
+
 # Torch's work as every rank does it; printed: what it took.
 FORKS = """
 import os, sys, time
@@ -85,22 +89,14 @@ def forks(count: int) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def table(first: str, columns: list[str], rows: list[tuple[str, list[str]]]) -> None:
-    print("|".join(["", f" {first} ", *(f" {name} " for name in columns), ""]))
-    print("|".join(["", *["---"] * (1 + len(columns)), ""]))
-    for name, cells in rows:
-        print("|".join(["", f" {name} ", *(f" {cell} " for cell in cells), ""]))
-    print(flush=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", default="3,33")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one start of each")
+    parser.add_argument("--quick", action="store_true", help="one start of 3 ranks")
     parser.add_argument("--out", default="", help="a JSON file")
     options = parser.parse_args()
-    sizes = [int(n) for n in options.ranks.split(",")]
+    sizes = [int(n) for n in ("3" if options.quick else options.ranks).split(",")]
     repeats = 1 if options.quick else options.repeats
     starts: dict[int, dict[str, Any]] = {}
     for ranks in sizes:
@@ -109,23 +105,20 @@ def main() -> int:
     columns = [f"{ranks} ranks: {who}" for ranks in sizes for who in ("rank 0", "mean", "slowest")]
     parts = list(starts[sizes[0]]["max"])
     cells = {p: [starts[r][who][p] for r in sizes for who in ("rank0", "mean", "max")] for p in parts}
-    cells["total but torch"] = [total - torch for total, torch in zip(cells["total"], cells["torch"])]
-    table("seconds", columns, [(p, [f"{v:.2f}" for v in row]) for p, row in cells.items()])
-    many = max(sizes)
-    alone = [imports(1) for _ in range(5)]
+    table(["seconds", *columns], [[p, *(f"{v:.2f}" for v in row)] for p, row in cells.items()])
+    many, alone = max(sizes), [imports(1) for _ in range(5)]
     torch: dict[str, Any] = {
         "alone": {name: statistics.median(each[name] for each in alone) for name in alone[0]},
         "together": imports(many),
         "forked": forks(many),
         "parts": parts_of_torch(),
     }
-    rows = [("1", torch["alone"]), (f"{many}", torch["together"])]
-    shown = [(name, [f"{v['wall']:.2f}", f"{v['cpu_each']:.2f}"]) for name, v in rows]
-    shown.append((f"{many}, forked from one that has it", [f"{torch['forked']:.2f}", ""]))
-    table("processes that import torch", ["wall seconds", "CPU seconds each"], shown)
-    table("import", ["seconds"], [(name, [f"{s:.2f}"]) for name, s in torch["parts"].items()])
-    if options.out:
-        Path(options.out).write_text(json.dumps({"starts": starts, "import_torch": torch}, indent=1) + "\n")
+    one, each = torch["alone"], torch["together"]
+    rows = [["1", one["wall"], one["cpu_each"]], [f"{many}", each["wall"], each["cpu_each"]]]
+    rows.append([f"{many}, forked from one that has it", torch["forked"], ""])
+    table(["processes that import torch", "wall seconds", "CPU seconds each"], rows)
+    table(["import", "seconds"], list(torch["parts"].items()))
+    write(options.out, {"starts": starts, "import_torch": torch})
     return 0
 
 

@@ -23,6 +23,8 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from report import write  # noqa: E402
+
 from amn_mpi import compiled, models, native  # noqa: E402
 from amn_mpi.compiled import CompiledEngine  # noqa: E402
 from amn_mpi.config import Local, Model  # noqa: E402
@@ -121,7 +123,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--turns", type=int, default=21)
     parser.add_argument("--only", default="", help="of the models, by name")
+    parser.add_argument("--quick", action="store_true", help="five turns")
+    parser.add_argument("--out", default="", help="a JSON file")
     options = parser.parse_args()
+    turns, found = 5 if options.quick else options.turns, {}
     torch.set_num_threads(1)
     print(f"instructions: {native.available() or 'none, ' + native.reason()}")
     columns = "".join(f"{title:>9}" for title in ("plain", "engine", "compiled"))
@@ -136,13 +141,16 @@ def main() -> int:
         fits = compiled.fits(module, shape)
         works.append(engine(CompiledEngine, name, x, y, batch) if fits else lambda: None)
         works.append(lambda: torch.mm(a, b, out=c))
-        seconds = np.median(measure(options.turns, works), 0)
+        seconds = np.median(measure(turns, works), 0)
         steps = len(y) // batch
         own, reference = seconds[2] / steps, seconds[0] / steps
         rate, best = flops(module, shape, batch) / own / 1e9, 2.0 * SIDE**3 / seconds[3] / 1e9
         title = f"{name} {'x'.join(map(str, shape))} by {batch}"
         micro = "".join(f"{s / steps * 1e6:9.0f}" for s in seconds[:3])
         print(f"{title:22}{micro}{'':13}{own / reference:6.3f}{rate:9.1f}{rate / best:9.2f}", flush=True)
+        names = ("plain", "engine", "compiled")
+        found[title] = {name: float(s) / steps for name, s in zip(names, seconds)}
+    write(options.out, found)
     return 0
 
 

@@ -1,0 +1,104 @@
+"""AMN's server step on rank 0 against the number of clients: ``python benchmarks/server.py``
+
+    python benchmarks/server.py [--only mlp] [--turns 7] [--quick] [--out FILE]
+
+mix: hybrids for everybody. aggregate: sketches, inner products of gradients and models, the meta step.
+attention: what the metrics get each round. Beside them, in the same turns, the two products of matrices
+of the same arithmetic as one call of sgemm each: (N, N) by (N, P), and (N, P) by (P, N). One thread, medians
+of thread CPU seconds. Writes Markdown, and JSON to FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from report import table, write  # noqa: E402
+
+from amn_mpi import methods, models  # noqa: E402
+from amn_mpi.config import Local, Model  # noqa: E402
+from amn_mpi.methods.base import Arrived, Setting  # noqa: E402
+from amn_mpi.params import ParameterLayout, vector_of  # noqa: E402
+
+CASES = {"mlp": (32, 100, 300, 1000), "cnn": (32, 100)}
+NAMES = ("mix", "aggregate", "attention", "sgemm", "sgemm again")
+
+
+def measure(name: str, clients: int, turns: int) -> dict[str, Any]:
+    """Medians over turns of one case."""
+    module = models.build(Model(name), (1, 28, 28), 10, 0)  # type: ignore[arg-type]
+    layout, initial = ParameterLayout.of(module), vector_of(module)
+    setting = Setting(layout, np.full(clients, 60), 0, Local())
+    method = methods.get("amn")(methods.options("amn")(), setting)
+    server, everyone = method.init(initial), np.arange(clients)
+    draw = torch.Generator().manual_seed(0)
+    server["models"] = initial + 0.01 * torch.randn(clients, layout.size, generator=draw)
+    rows = server["models"][:, None].repeat(1, 2, 1)
+    rows[:, 1] = 0.01 * torch.randn(clients, layout.size, generator=draw)
+    figures = {figure: np.ones(clients) for figure in method.wire.figures}
+    arrived = Arrived(everyone, rows, torch.empty(0), figures, np.ones(clients))
+    hybrids = torch.empty(clients, 1, layout.size)
+    weights, inner = torch.rand(clients, clients), torch.empty(clients, clients)
+
+    def sgemm() -> None:
+        torch.mm(weights, server["models"], out=hybrids[:, 0])
+        torch.mm(rows[:, 1], server["models"].T, out=inner)
+
+    seconds = np.empty((turns, len(NAMES)))
+    for turn in range(-1, turns):  # the first warms up, and has all clients seen
+        late, marks = 100 + turn, [time.thread_time()]
+        method.personalise(server, late, everyone, hybrids)
+        marks.append(time.thread_time())
+        method.aggregate(server, late, everyone, arrived)
+        marks.append(time.thread_time())
+        method.attention(server)
+        for _ in range(2):
+            marks.append(time.thread_time())
+            sgemm()
+        marks.append(time.thread_time())
+        seconds[turn] = np.diff(marks)
+    median = np.median(seconds, 0)
+    found = dict(zip(NAMES, map(float, median)))
+    flops = 4.0 * clients**2 * layout.size
+    best = min(median[3:])
+    return {**found, "gflops": flops / median[:2].sum() / 1e9, "ratio": float(median[:2].sum() / best)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="", help="mlp or cnn")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="three turns, up to 300 clients")
+    parser.add_argument("--out", default="", help="a JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for name, sizes in CASES.items():
+        for clients in sizes if options.only in ("", name) else ():
+            if not options.quick or clients * (10 if name == "cnn" else 1) <= 320:
+                found[f"{name}, {clients} clients"] = measure(
+                    name, clients, 3 if options.quick else options.turns
+                )
+    columns = ["model", "mix, ms", "aggregate, ms", "attention, ms", "sgemm, ms", "mix + aggregate / sgemm"]
+    columns.append("GFLOP/s")
+    table(
+        columns,
+        [
+            [what, *(1e3 * c[name] for name in NAMES[:4]), c["ratio"], c["gflops"]]
+            for what, c in found.items()
+        ],
+    )
+    write(options.out, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
