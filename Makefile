@@ -1,6 +1,6 @@
 # make run    set up .venv once, then AMN over 33 MPI ranks on the embedded digits
 # make test   the same set-up, then the tests
-# make bench  the same set-up, then steps and rounds beside plain PyTorch, messages, server, start
+# make bench  the same set-up, then steps and rounds beside plain PyTorch, messages, server, start, cost model
 #             (ARGS=--quick: three minutes; JSON goes to BENCH)
 # Variables: RANKS, ARGS (appended to the command line), BENCH, PYTHON (to make .venv with), EXTRAS.
 
@@ -45,7 +45,7 @@ lint: .venv/.installed
 	$(BIN)/python -m mypy
 
 bench: .venv/.installed
-	@for name in steps rounds exchange server startup; do \
+	@for name in steps rounds exchange server startup cost_model; do \
 	    echo "## $$name" && $(BIN)/python benchmarks/$$name.py --out $(BENCH)/$$name.json $(ARGS) || exit 1; done
 
 clean:
