@@ -1,7 +1,7 @@
 # make run    set up .venv once, then AMN over 33 MPI ranks on the embedded digits
 # make test   the same set-up, then the tests
 # make bench  the same set-up, then steps and rounds beside plain PyTorch, messages, server, start, cost model
-#             (ARGS=--quick: three minutes; JSON goes to BENCH)
+#             (ARGS=--quick: in short; JSON goes to BENCH)
 # Variables: RANKS, ARGS (appended to the command line), BENCH, PYTHON (to make .venv with), EXTRAS.
 
 PYTHON ?= python3

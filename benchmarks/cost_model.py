@@ -5,8 +5,9 @@
 Runs AMN and FedAvg with mlps of two widths and 32 or 128 clients on each number of ranks, and a third width
 with 96 clients that the fit does not see. A case is the median of five rounds without evaluation; rank 0
 multiplies matrices before and after it, and where the two times are more than a tenth apart the case is
-repeated, up to three times. --data FILE: measurements are added to it, and all in it are used; with
-``--ranks ""`` nothing is measured. Prints Markdown tables; see docs/scaling.md.
+repeated, up to three times. Where the slowest of the five rounds took more than twice the fastest, the case
+counts neither for the fit nor for the check, and is marked as unsteady. --data FILE: measurements are added
+to it, and all in it are used; with ``--ranks ""`` nothing is measured. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -99,6 +100,10 @@ def measure(ranks: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def steady(case: dict[str, Any]) -> bool:
+    return max(case["rounds"]) < 2 * min(case["rounds"])
+
+
 def setup(case: dict[str, Any]) -> Setup:
     names = [field.name for field in dataclasses.fields(Setup)]
     return Setup(**{name: case[name] for name in names if name in case})
@@ -127,19 +132,21 @@ def main() -> int:
                 path.write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")
     cores = len(os.sched_getaffinity(0))
     known = {(name, clients, hidden) for name, clients, hidden in CASES}
-    seen = [case for case in cases if (case["method"], case["clients"], case["hidden"]) in known]
+    seen = [c for c in cases if (c["method"], c["clients"], c["hidden"]) in known and steady(c)]
     rows = np.array([terms(setup(case), cores) for case in seen])
     found = fit(rows, np.array([case["seconds"] for case in seen]))
     table(["term", "costs"], [(name, f"{value:.3g} s") for name, value in zip(NAMES, found)])
     shown, worst = [], 0.0
     for case in cases:
-        told, new = float(terms(setup(case), cores) @ found), bool(case not in seen)
-        error = told / case["seconds"] - 1
-        worst = max(worst, abs(error)) if new else worst
-        what = [case["method"], case["clients"], case["hidden"], case["ranks"], 1e3 * case["seconds"]]
-        shown.append(
-            [*what, 1e3 * case["cpu"], 1e3 * told, f"{100 * error:+.0f} %", "held out" if new else ""]
+        told, new = (
+            float(terms(setup(case), cores) @ found),
+            (case["method"], case["clients"], case["hidden"]) not in known,
         )
+        error = told / case["seconds"] - 1
+        worst = max(worst, abs(error)) if new and steady(case) else worst
+        marks = ["held out"] * new + ["unsteady"] * (not steady(case))
+        what = [case["method"], case["clients"], case["hidden"], case["ranks"], 1e3 * case["seconds"]]
+        shown.append([*what, 1e3 * case["cpu"], 1e3 * told, f"{100 * error:+.0f} %", ", ".join(marks)])
     columns = [
         "method",
         "clients",
