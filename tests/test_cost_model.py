@@ -14,10 +14,10 @@ from cost_terms import Setup, extrapolation, fit, terms  # noqa: E402
 
 
 def test_terms_by_hand() -> None:
-    """Two workers; 6 numbers a turn of AMN (five losses, seconds), one of FedAvg, travel as 8 bytes."""
+    """Two workers; 4 numbers a turn of AMN (three losses, seconds), one of FedAvg, travel as 8 bytes."""
     clients, size = 32, 50_890
     amn = terms(Setup("amn", clients, 64, 3), cores=2)
-    moved = 3 * clients * size * 4 + clients * 6 * 8
+    moved = 3 * clients * size * 4 + clients * 4 * 8
     pairs = clients**2 * (4 * size + 6144)
     assert amn == pytest.approx([16, 16 * size / 1e6, 0, 0, moved / 1e9, 8, 4, pairs / 1e9, 1])
     fedavg = terms(Setup("fedavg", clients, 64, 33), cores=2)

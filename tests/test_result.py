@@ -68,7 +68,7 @@ def test_seconds_by_phase(done: Finished) -> None:
     for phase in PHASES:
         assert seconds["max"][phase] >= max(seconds["rank0"][phase], seconds["mean"][phase] - 1e-4)
     assert seconds["mean"]["train"] > 0
-    assert seconds["rank0"]["train"] < 0.01 < seconds["max"]["train"], "rank 0 trains nobody"
+    assert seconds["rank0"]["train"] < 0.3 * seconds["max"]["train"], "rank 0 trains nobody"
     assert seconds["rank0"]["server"] == seconds["max"]["server"] > 0
     assert seconds["mean"]["evaluate"] > 0
 
