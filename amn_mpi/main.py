@@ -203,25 +203,25 @@ def prepare(config: Config) -> Federation:
 
 def _check(config: Config, fed: Federation, comm: Communicator) -> None:
     """What cannot be is refused, and a warning given where the run will not fit into this machine."""
-    from amn_mpi import budget, methods
+    from amn_mpi import budget, forecast, methods
 
     budget.check(config, fed)
     for name in (config.method.name, *methods.listed(config.baselines)):
         own = name == config.method.name
         run = config if own else methods.baseline(config, name)
-        for line in budget.warnings(run, fed, comm):
+        for line in forecast.warnings(run, fed, comm):
             print(f"amn_mpi: warning: {'' if own else name + ': '}{line}", file=sys.stderr, flush=True)
 
 
 def _dry_run(config: Config, comm: Communicator) -> None:
     import yaml
 
-    from amn_mpi import budget, data
+    from amn_mpi import budget, data, forecast
 
     fed = data.describe(config.data, config.seed)
     budget.check(config, fed)  # before anything is printed
     print(yaml.safe_dump(config.as_dict(), sort_keys=False))
-    budget.show(config, fed, comm)
+    forecast.show(config, fed, comm)
 
 
 if __name__ == "__main__":

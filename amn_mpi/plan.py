@@ -53,7 +53,7 @@ class Plan:
         Raises:
             ConfigError: a method cannot work with the model or the local training; names the run.
         """
-        from amn_mpi import budget, data
+        from amn_mpi import budget, data, forecast
 
         firsts = {(cell.scenario, cell.label, cell.trial): cell for cell in reversed(self.todo)}
         feds: dict[Any, Any] = {}
@@ -66,7 +66,9 @@ class Plan:
                 budget.check(cell.config, fed)
             except ConfigError as error:
                 raise ConfigError(f"{cell.folder}: {error}") from None
-            told.update((f"{cell.folder}: {line}", None) for line in budget.warnings(cell.config, fed, comm))
+            told.update(
+                (f"{cell.folder}: {line}", None) for line in forecast.warnings(cell.config, fed, comm)
+            )
         most = max(cell.config.data.clients for cell in self.todo)
         if comm.size == self.ranks() < most + 1:
             told[f"ranks beyond {comm.size} stay idle: the smallest run has {comm.size - 1} clients"] = None

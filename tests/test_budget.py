@@ -10,7 +10,7 @@ import numpy as np
 import plain
 import pytest
 
-from amn_mpi import activations, budget, methods, models, rng
+from amn_mpi import activations, budget, forecast, methods, models, rng
 from amn_mpi.config import Config, Data, Evaluate, Local, Model
 from amn_mpi.data import Federation
 from amn_mpi.errors import ConfigError
@@ -165,9 +165,9 @@ def test_a_model_larger_than_memory_is_counted_without_memory() -> None:
 
 
 def warned(monkeypatch: pytest.MonkeyPatch, left: int, what: Config, on_host: int = 3) -> list[str]:
-    monkeypatch.setattr(budget, "available", lambda: left)
+    monkeypatch.setattr(forecast, "available", lambda: left)
     comm: Any = SimpleNamespace(size=3, ranks_on_host=on_host, host="here")
-    return budget.warnings(what, federation(), comm)
+    return forecast.warnings(what, federation(), comm)
 
 
 def test_a_warning_comes_with_the_first_byte_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,44 +199,44 @@ def test_limits_of_control_groups(tmp_path: Path) -> None:
     (tmp_path / "memory" / "c" / "memory.limit_in_bytes").write_text("900\n")
     membership = tmp_path / "cgroup"
     membership.write_text("7:cpu:/c\n4:memory:/c\n0::/a/b\n")
-    assert sorted(budget._limits(membership, tmp_path)) == [700, 900]
-    assert budget._limits(tmp_path / "none", tmp_path) == []
+    assert sorted(forecast._limits(membership, tmp_path)) == [700, 900]
+    assert forecast._limits(tmp_path / "none", tmp_path) == []
 
 
 def test_available_is_less_than_all_there_is() -> None:
-    assert 0 < budget.available() < 2**50
+    assert 0 < forecast.available() < 2**50
 
 
 # ---- tables
 
 
 def test_a_row_per_client() -> None:
-    columns, rows = budget.client_table(federation(), Placement((0, 2, 4)), ranks=3)
+    columns, rows = forecast.client_table(federation(), Placement((0, 2, 4)), ranks=3)
     assert columns[-1] == "concept group"
     assert rows[2] == ["2", "2", "20", "5", "2", "cat x 17, dog x 3", "0"]
     assert [row[1] for row in rows] == ["1", "1", "2", "2"]
-    assert [row[1] for row in budget.client_table(federation(), Placement((0, 4)), 1)[1]] == ["0"] * 4
+    assert [row[1] for row in forecast.client_table(federation(), Placement((0, 4)), 1)[1]] == ["0"] * 4
 
 
 def test_many_clients_and_ranks_are_shortened(capsys: pytest.CaptureFixture[str]) -> None:
     comm: Any = SimpleNamespace(size=31, owners=30, ranks_on_host=31, host="here")
-    budget.show(settings("fedavg"), federation(60), comm)
+    forecast.show(settings("fedavg"), federation(60), comm)
     out = capsys.readouterr().out
     assert "20 more clients are not listed" in out
     assert "1-30" in out and "31 ranks on here" in out
-    budget.show(settings("fedavg"), federation(40), comm)
+    forecast.show(settings("fedavg"), federation(40), comm)
     assert "more clients" not in capsys.readouterr().out
 
 
 def test_ranks_that_need_the_same_share_a_row() -> None:
     small, large = budget.Need(1, 10, 10), budget.Need(2, 20, 20)
-    rows = budget.rank_table([small, small, large, small, small])[1]
+    rows = forecast.rank_table([small, small, large, small, small])[1]
     assert [row[:2] for row in rows] == [["0", "1"], ["2", "2"], ["1, 3-4", "1"]]
 
 
 def test_sizes_are_readable() -> None:
     sizes = [0, 1023, 1024, 1536, 250 * 2**20, 2**40]
-    assert [budget._size(n) for n in sizes] == ["0 B", "1023 B", "1.0 KB", "1.5 KB", "250 MB", "1024 GB"]
+    assert [forecast._size(n) for n in sizes] == ["0 B", "1023 B", "1.0 KB", "1.5 KB", "250 MB", "1024 GB"]
 
 
 def test_every_method_has_a_budget() -> None:
