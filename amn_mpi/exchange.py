@@ -14,6 +14,7 @@ import torch
 from amn_mpi import fixed
 from amn_mpi.comm import Communicator
 from amn_mpi.fixed import BOUND
+from amn_mpi.heap import zeros
 from amn_mpi.methods.base import Arrived, Method, State, Update
 from amn_mpi.placement import Placement
 from amn_mpi.shards import Shards
@@ -51,16 +52,16 @@ class Exchange:
         wire, size = method.wire, method.part.size
         everyone = 0 if comm.owner is None else len(placement.clients(comm.owner))
         own = min(everyone, cohort_size)
-        self._sum = torch.zeros(wire.returned, size, dtype=torch.int64) if wire.up == "mean" else None
+        self._sum = zeros(wire.returned, size, dtype=torch.int64) if wire.up == "mean" else None
         serves = comm.is_server and shards is None  # rows of others go through rank 0
         most = max(everyone, len(samples) if serves else 0)
         if not wire.renewed:
             most = max(own, cohort_size if serves else 0)
         rows = {"none": 0, "broadcast": 1, "rows": most}[wire.down]
-        self._down = torch.zeros(rows, wire.received, size)
-        self.up = torch.zeros(own if wire.up == "rows" else min(own, at_once), wire.returned, size)
+        self._down = zeros(rows, wire.received, size)
+        self.up = zeros(own if wire.up == "rows" else min(own, at_once), wire.returned, size)
         gathers = serves and comm.size > 1 and wire.up == "rows"
-        self._gathered = torch.zeros(cohort_size if gathers else 0, wire.returned, size)
+        self._gathered = zeros(cohort_size if gathers else 0, wire.returned, size)
         self._newest: tuple[int, int] = (-1, 0)
         self._got = self._down[:0]
 

@@ -1,12 +1,30 @@
-"""Memory that a step frees stays with the process: glibc's allocator is told so."""
+"""What the system is told about memory: large pages for what is large, and what is freed stays."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = 32 * 2**20  # bytes; glibc refuses more
 TRIM = 2**30
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """As ``torch.zeros``, in pages of 2 MB where the system has them on request.
+
+    Work on a block of columns of many models goes through a page of each: with pages of 4 KB the
+    server's step takes an eighth longer (32 clients of the cnn).
+    """
+    made = torch.empty(shape, dtype=dtype)
+    first, page = made.data_ptr(), mmap.PAGESIZE
+    start, stop = -(-first // page) * page, (first + made.nbytes) // page * page
+    madvise, advice = getattr(ctypes.CDLL(None), "madvise", None), getattr(mmap, "MADV_HUGEPAGE", None)
+    if madvise is not None and advice is not None and stop > start:
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice)  # may say no: nothing lost
+    return made.zero_()
 
 
 def keep() -> None:

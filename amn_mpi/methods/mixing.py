@@ -88,8 +88,10 @@ class Mixing(Method):
         return self.mixing(server, round, cohort).float().contiguous()
 
     def mirror(self, server: State, name: str, client: int, own: torch.Tensor) -> None:
+        from amn_mpi.heap import zeros
+
         if name not in server:
-            server[name] = own.new_zeros(self.stack.size)
+            server[name] = zeros(self.stack.size)
         self.stack.put(server[name], client, own)
 
     def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
