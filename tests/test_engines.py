@@ -38,9 +38,7 @@ def test_auto_follows_from_model_and_device(name: str) -> None:
 def test_a_model_that_it_does_not_know() -> None:
     with pytest.raises(ConfigError, match="engine = batched.*model.name = cnn_bn.*valid are auto, torch"):
         chosen("batched", "cnn_bn")
-    with pytest.raises(
-        ConfigError, match="engine = compiled.*model.name = resnet8.*valid are auto, batched, torch"
-    ):
+    with pytest.raises(ConfigError, match="engine = compiled.*resnet8.*valid are auto, batched, torch"):
         chosen("compiled", "resnet8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def measured(samples: Path, method: str, ranks: int, hidden: int, server: str = "rank0") -> dict[str, Any]:
+def measured(
+    samples: Path, method: str, ranks: int, hidden: int, server: str = "rank0", engine: str = "auto"
+) -> dict[str, Any]:
     """The result of one round with OWN clients on every worker."""
-    out = samples.parent / f"{method}-{ranks}-{hidden}-{server}"
+    out = samples.parent / f"{method}-{ranks}-{hidden}-{server}-{engine}"
     what = options(
         data__name=samples,
         data__clients=OWN * (ranks - 1),
@@ -46,6 +49,7 @@ def measured(samples: Path, method: str, ranks: int, hidden: int, server: str = 
         rounds=1,
         method__name=method,
         server=server,
+        engine=engine,
         device="cpu",
         progress="off",
         out=out,
@@ -82,6 +86,25 @@ def test_a_worker_holds_what_its_method_declares(samples: Path, method: str, hid
         assert peak - base == pytest.approx(expected, abs=NOISE_MB + SLACK * expected + KEPT * vector)
     # 150 clients or 300: the same.
     assert max(many) - max(few) < NOISE_MB
+
+
+@pytest.mark.parametrize("method", ["local", "fedavg"])
+def test_the_batched_engine_takes_what_the_budget_says(samples: Path, method: str) -> None:
+    """Stacks for the clients of a group: some 30 MB more than one by one."""
+    base = max(peaks(samples, "local", 3, 1))
+    found = measured(samples, method, 3, 1350, engine="batched")
+    what = config.build(found["config"], methods.options(method))
+    fed = data.describe(what.data, what.seed)
+    layout = budget.layout_of(what, fed)
+    needs = budget.needs(what, fed, 3, layout)[1:]
+    alone = budget.needs(dataclasses.replace(what, engine="torch"), fed, 3, layout)[1:]
+    vector = found["parameters"] * 4 / 2**20
+    for peak, need, one in zip(found["peak_memory_mb"][1:], needs, alone):
+        expected = need.vectors / 2**20
+        assert expected > one.vectors / 2**20 + 20
+        # An upper bound: neither anchors nor shifts are needed here.
+        assert peak - base < (1 + SLACK) * expected + NOISE_MB + KEPT * vector
+        assert peak - base > 0.6 * expected - NOISE_MB
 
 
 @CASES
