@@ -57,12 +57,12 @@ def start(folder: Path, method: Any, **keys: Any) -> Run:
     if "model" not in keys and getattr(method, "name", "") in NETWORK:
         keys["model"] = Model(NETWORK[method.name], hidden=HIDDEN)  # type: ignore[arg-type]
     keys = {"seed": 3, "model": Model("linear"), "evaluate": Evaluate(batch_size=7), **keys}
-    batched = ENGINE == "batched" and not keys["model"].name.endswith("_bn")
+    able = ENGINE != "batched" or not (keys["model"].name.endswith("_bn") or "precision" in keys)
     config = Config(
         method=method,
         data=Data(name=str(path), cache=str(folder / "cache"), **data),
         device="cpu",
-        **{"engine": ENGINE if batched or ENGINE != "batched" else "auto", **keys},
+        **{"engine": ENGINE if able else "auto", **keys},
     )
     return begin(config)
 

@@ -17,6 +17,7 @@ from amn_mpi.errors import UserError
 from amn_mpi.methods import METHODS, amn, fedavg, fedavg_ft, get, local
 from amn_mpi.methods.base import Client, Update
 from amn_mpi.progress import Progress
+from amn_mpi.recorder import Recorder
 
 LOCALS = [
     Local(epochs=2, steps=0, batch_size=8, lr=0.2, momentum=0.0, weight_decay=0.0),
@@ -216,7 +217,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     fed = SimpleNamespace(
         test=np.array([4, 4, 4, 4, 8]), clients=5, concept_group=np.zeros(5), label_group=np.zeros(5)
     )
-    made = session.Recorder(fed, run, None, Progress("off", 7))
+    made = Recorder(fed, run, None, Progress("off", 7))
     for t, right in enumerate((0, 4, 3, None, 2, 1, 4, 0), 1):  # by the fine-tuned model
         counts = None if right is None else np.array([[right, 1]] * 4 + [[2 * right, 0]])
         made(rounds.Outcome(t, np.arange(5), {}, 0.0, correct=counts))
