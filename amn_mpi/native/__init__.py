@@ -1,5 +1,6 @@
 """The compiled local steps: which instruction set serves here, and its functions.
 
+Sets compute in float32, but for ``avx512bf16``: it rounds what the products read to bfloat16.
 ``AMN_NATIVE`` sets a limit: ``avx2`` or ``generic`` take no higher set, ``off`` takes none.
 """
 
@@ -10,7 +11,7 @@ import os
 from functools import cache
 from typing import Any
 
-from amn_mpi.native.build import FOLDER, LIBRARY, SETS, sources
+from amn_mpi.native.build import FOLDER, LIBRARY, PRECISION, SETS, sources
 
 MAKE = "python -m amn_mpi.native builds it"
 
@@ -57,39 +58,45 @@ class Functions:
         self.add_fixed = function("add_fixed", None, pointer, pointer, number, ctypes.c_double)
 
 
-def available() -> str:
+def available(precision: str = "fp32") -> str:
     """The instruction set that serves ("avx512", "avx2", "generic"); "" where there is none."""
-    names = runnable()
+    names = runnable(precision)
     return names[0] if names else ""
 
 
-def reason() -> str:
+def reason(precision: str = "fp32") -> str:
     """Why there is none; "" where there is one."""
     limit = os.environ.get("AMN_NATIVE", "")
     if limit == "off":
         return "AMN_NATIVE is off"
     if limit and limit not in SETS:
         return f"AMN_NATIVE is {limit}: valid are off, {', '.join(SETS)}"
-    return _library()[1]
+    if _library()[1] or precision == "fp32" or runnable(precision):
+        return _library()[1]
+    wanted = [name for name in SETS if PRECISION[name] == precision]
+    if limit and any(name in _compiled() for name in wanted):
+        return f"AMN_NATIVE is {limit}"
+    return f"{precision} needs {' or '.join(wanted)}, of processor and compiler"
 
 
-def runnable() -> tuple[str, ...]:
-    """All instruction sets that are compiled, allowed and run here, best first."""
-    if reason():
-        return ()
+def runnable(precision: str = "fp32") -> tuple[str, ...]:
+    """All instruction sets of a precision that are compiled, allowed and run here, best first."""
     limit = os.environ.get("AMN_NATIVE", "") or next(iter(SETS))
+    if limit not in SETS:
+        return ()
     allowed = list(SETS)[list(SETS).index(limit) :]
-    return tuple(name for name in allowed if name in _compiled())
+    return tuple(name for name in allowed if name in _compiled() and PRECISION[name] == precision)
 
 
 def functions(name: str = "") -> Functions:
-    """The functions in the instruction set ``name``, or in the best that serves.
+    """The functions in the instruction set ``name``, or in the best that serves float32.
 
     Raises:
         RuntimeError: there is none, or it does not run here.
     """
     name, (library, _) = name or available(), _library()
-    if library is None or name not in runnable():
+    known = name in SETS and name in runnable(PRECISION[name])
+    if library is None or not known:
         raise RuntimeError(reason() or f"{name}: runs not here; {', '.join(runnable())} do")
     return Functions(library, name)
 
@@ -113,9 +120,11 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
 @cache
 def _compiled() -> tuple[str, ...]:
     library, _ = _library()
+    if library is None:
+        return ()
     found = []
     for name in SETS:
-        runs = name == "generic" or (library is not None and getattr(library, f"amn_runs_{name}")())
+        runs = name == "generic" or getattr(library, f"amn_runs_{name}")()
         if runs and hasattr(library, f"amn_{name}_new"):
             found.append(name)
     return tuple(found)

@@ -14,7 +14,8 @@ def main() -> int:
     except BuildError as error:
         print(f"not built: {error}", file=sys.stderr)
         return 1
-    print(f"{path}: {native.available() or native.reason()}")
+    names = filter(None, (native.available(), native.available("bf16")))
+    print(f"{path}: {', '.join(names) or native.reason()}")
     return 0
 
 

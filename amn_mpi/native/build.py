@@ -24,12 +24,15 @@ FOLDER = Path(__file__).resolve().parent
 LIBRARY = "libsteps.so"
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno")
 EVERY_SET = ("steps.c", "sums.c")
+AVX512 = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma")
 # Best first: name, floats in a vector, flags.
 SETS = {
-    "avx512": (16, ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma")),
+    "avx512bf16": (16, (*AVX512, "-mavx512bf16")),
+    "avx512": (16, AVX512),
     "avx2": (8, ("-mavx2", "-mfma")),
     "generic": (4, ()),
 }
+PRECISION = {name: "bf16" if name == "avx512bf16" else "fp32" for name in SETS}  # what each computes in
 
 
 class BuildError(Exception):

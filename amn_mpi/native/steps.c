@@ -14,6 +14,13 @@
  *
  * The order of every sum is given by shapes and data alone, never by addresses, so results are the
  * same bit for bit wherever the buffers lie.
+ *
+ * With AVX512-BF16 (BF16 below) this is the arithmetic of mixed precision: every layer's inputs and
+ * weights are rounded to bf16, the nearest, ties to even, and multiplied in pairs with float32 sums.
+ * The backward takes the same rounded inputs and weights, so its gradient is that of the network that
+ * the forward computed; a linear layer rounds its output's gradient, too, before its two products,
+ * and a convolution's two are in float32. Biases and their gradients, scores, losses, all sums and
+ * the weights that a step changes are float32.
  */
 #include <math.h>
 #include <stdint.h>
@@ -55,6 +62,19 @@ typedef float loose_half __attribute__((vector_size(2 * LANES), aligned(4), may_
 #else
 #define WIDE 0
 #endif
+enum { MOST_O = WIDE ? 4 : 2 }; /* outputs of a linear layer's forward at once */
+
+/* The forward reads words of four bytes: a float, or two neighbours of a row in bf16. */
+#if defined(__AVX512BF16__)
+#define BF16 1
+typedef uint16_t number;
+#else
+#define BF16 0
+typedef float number;
+#endif
+enum { EACH = BF16 ? 2 : 1 }; /* numbers in a word */
+typedef float word __attribute__((aligned(2), may_alias));
+typedef uint16_t short_number __attribute__((may_alias));
 
 enum { L = LANES, MOST_LAYERS = 16 };
 enum { CONVOLUTION = 0, LINEAR = 1, FIELDS = 10 };
@@ -102,6 +122,51 @@ INLINE float total(vec v) {
 #endif
 }
 
+/* ---- words: sums of products, and rounding to bf16 */
+
+#if BF16
+INLINE vec multiply(vec sum, vec w, vec x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
+INLINE vec tile_multiply(vec sum, vec w, float x) { return multiply(sum, w, _mm512_set1_ps(x)); }
+INLINE half small_multiply(half sum, half w, float x) {
+    return _mm256_dpbf16_ps(sum, (__m256bh)w, (__m256bh)_mm256_set1_ps(x));
+}
+
+/* The bf16 numbers next to those of two vectors, low first. */
+INLINE vec packed(vec low, vec high) { return (vec)_mm512_cvtne2ps_pbh(high, low); }
+
+/* The same of vectors that are rounded already, their numbers in turns. */
+INLINE vec paired(vec low, vec high) {
+    const __m512i upper = _mm512_set1_epi32((int32_t)0xffff0000);
+    return (vec)_mm512_or_si512(_mm512_srli_epi32((__m512i)low, 16), _mm512_and_si512((__m512i)high, upper));
+}
+
+/* The nearest bf16 number, as a float. */
+INLINE vec rounded(vec v) {
+    const __m256i bits = (__m256i)_mm512_cvtneps_pbh(v);
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+
+/* n floats as bf16 numbers, zeros after them up to a whole vector; as: NULL or for the same as floats. */
+static void lower(const float *from, long n, void *to, float *as) {
+    float *out = to;
+    for (long i = 0; i < n; i += 2 * L, out += L) {
+        const long low = n - i < L ? n - i : L, high = n - i < 2 * L ? n - i - low : L;
+        const vec a = load_first(from + i, low), b = load_first(from + i + L, high);
+        store(out, packed(a, b));
+        if (as) {
+            store_first(as + i, rounded(a), low);
+            store_first(as + i + L, rounded(b), high);
+        }
+    }
+}
+#else
+INLINE vec multiply(vec sum, vec w, vec x) { return sum + w * x; }
+INLINE vec tile_multiply(vec sum, vec w, float x) { return sum + w * x; }
+INLINE half small_multiply(half sum, half w, float x) { return sum + w * x; }
+INLINE vec rounded(vec v) { return v; }
+INLINE vec paired(vec low, vec high) { return low + high; } /* never called */
+#endif
+
 /* ---- a network */
 
 typedef struct {
@@ -111,12 +176,13 @@ typedef struct {
     int relu;
     /* convolutions */
     long ph, pw, run, runs, outs; /* pooled image; kw x in; run and out rounded up to vectors */
-    float *ahead, *bias_ahead;    /* (kh, run, outs): weights for the forward */
+    float *ahead, *bias_ahead;    /* (kh, words of run, outs): weights for the forward */
     float *back;                  /* (out, kh, runs): for the input's gradient */
     float *slope;                 /* (out, kh, runs): the weights' gradient */
     int32_t *which;               /* (n, ph, pw, out): 0 to 3, the window's first maximum */
     /* input of this layer and its gradient; per sample so many floats */
     float *x, *dx;
+    const number *read; /* x as the forward reads it */
     long stride;
 } layer;
 
@@ -133,6 +199,9 @@ typedef struct {
     float *images, *dimages; /* the last convolution's output and its gradient */
     int64_t *labels;
     float *rows, *row; /* two rows of a convolution's output; one output channel's weights */
+    /* BF16: some of a layer's weights, rounded; and in pairs of samples a linear layer's input, and
+     * its output's gradient in pairs of samples and of outputs. */
+    float *weights, *x_down, *dy_down, *dy_across;
     entry *list;
     void *memory;
 } net;
@@ -147,6 +216,9 @@ typedef struct {
 static long fitting(long n) { return HALVES && n <= HALF ? HALF : L; }
 static long up(long n, long to) { return (n + to - 1) / to * to; }
 
+/* Words of a linear layer's row of weights. */
+static long words(const layer *l) { return BF16 ? up(l->in, 2 * L) / 2 : l->in; }
+
 /* Buffers come from one block: first counted (block NULL), then handed out. */
 static void *take(char *block, size_t *used, long bytes) {
     void *found = block ? block + *used : NULL;
@@ -155,11 +227,19 @@ static void *take(char *block, size_t *used, long bytes) {
 }
 
 static void place(net *n, char *block, size_t *used) {
-    long rows = 0, row = 0, list = 0, images = 0;
+    long rows = 0, row = 0, list = 0, images = 0, kept = 0, in = 0, out = 0;
     for (long k = 0; k < n->layers; k++) {
         layer *l = &n->l[k];
         l->x = take(block, used, 4 * l->stride * n->most);
         l->dx = take(block, used, 4 * l->stride * n->most);
+        l->read = BF16 ? take(block, used, 2 * l->stride * n->most) : (void *)l->x;
+        const long read = l->kind == LINEAR ? MOST_O * words(l) : l->out * l->in * l->kh * l->kw;
+        if (BF16 && read > kept)
+            kept = read;
+        if (BF16 && l->kind == LINEAR && l->stride > in)
+            in = l->stride;
+        if (BF16 && l->kind == LINEAR && up(l->out, 2 * L) > out)
+            out = up(l->out, 2 * L);
         if (l->kind == LINEAR)
             continue;
         long weights = l->kh * l->runs * l->out, windows = l->ph * l->pw;
@@ -185,6 +265,10 @@ static void place(net *n, char *block, size_t *used) {
     n->labels = take(block, used, 8 * n->most);
     n->rows = take(block, used, 4 * rows);
     n->row = take(block, used, 4 * row);
+    n->weights = take(block, used, 4 * kept);
+    n->x_down = take(block, used, 4 * in * ((n->most + 1) / 2));
+    n->dy_down = take(block, used, 4 * out * ((n->most + 1) / 2));
+    n->dy_across = take(block, used, 2 * out * n->most);
     n->list = take(block, used, (long)sizeof(entry) * (list + 4 * L));
 }
 
@@ -239,7 +323,7 @@ EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
 
 /* P positions x V vectors of output channels; in: where each position's patch starts. */
 #define TILE_OF(name, type, loose, V, P)                                                        \
-    static void name##_##V##_##P(const layer *l, const float *const *in, long v0, float *out) { \
+    static void name##_##V##_##P(const layer *l, const number *const *in, long v0, float *out) { \
         const long across = l->w * l->in, run = l->run, outs = l->outs;                         \
         const long lanes = sizeof(type) / 4;                                                    \
         const float *w = l->ahead + v0 * lanes;                                                 \
@@ -252,17 +336,17 @@ EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
                 acc[p][v] = b;                                                                  \
         }                                                                                       \
         for (long ky = 0; ky < l->kh; ky++)                                                     \
-            for (long r = ky * across; r < ky * across + run; r++, w += outs) {                 \
+            for (long r = ky * across; r < ky * across + run; r += EACH, w += outs) {                 \
                 type wv[V];                                                                     \
                 UNROLL                                                                          \
                 for (int v = 0; v < V; v++)                                                     \
                     wv[v] = *(const loose *)(w + v * lanes);                                    \
                 UNROLL                                                                          \
                 for (int p = 0; p < P; p++) {                                                   \
-                    float x = in[p][r];                                                         \
+                    float x = *(const word *)(in[p] + r);                                       \
                     UNROLL                                                                      \
                     for (int v = 0; v < V; v++)                                                 \
-                        acc[p][v] += wv[v] * x;                                                 \
+                        acc[p][v] = name##_multiply(acc[p][v], wv[v], x);                       \
                 }                                                                               \
             }                                                                                   \
         UNROLL                                                                                  \
@@ -278,7 +362,7 @@ EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
 #define NAMES12(V)                                                                         \
     {tile_##V##_1, tile_##V##_2, tile_##V##_3, tile_##V##_4,  tile_##V##_5,  tile_##V##_6, \
      tile_##V##_7, tile_##V##_8, tile_##V##_9, tile_##V##_10, tile_##V##_11, tile_##V##_12}
-typedef void tile(const layer *, const float *const *, long, float *);
+typedef void tile(const layer *, const number *const *, long, float *);
 TILES12(1)
 #if WIDE
 TILES12(2)
@@ -304,7 +388,7 @@ static tile *const SMALLS[8] = {NULL};
 #endif
 
 /* Two rows of output, (2, 2 pw, outs), without relu. */
-static void two_rows(const layer *l, const float *in, float *rows, long py) {
+static void two_rows(const layer *l, const number *in, float *rows, long py) {
     const long count = 4 * l->pw, vectors = (l->outs + L - 1) / L;
     for (long v = 0; v < vectors;) {
         const long wide = vectors - v < MOST_V ? vectors - v : MOST_V;
@@ -312,7 +396,7 @@ static void two_rows(const layer *l, const float *in, float *rows, long py) {
         const long most = few ? 8 : MOST_P[wide - 1], tiles = (count + most - 1) / most;
         for (long t = 0, p = 0; t < tiles; t++) {
             const long end = count * (t + 1) / tiles;
-            const float *starts[12];
+            const number *starts[12];
             for (long i = p; i < end; i++) {
                 long right = i >= 2 * l->pw;
                 starts[i - p] = in + ((2 * py + right) * l->w + i - right * 2 * l->pw) * l->in;
@@ -350,23 +434,42 @@ static void convolve(const net *n, const layer *l, long samples, float *out, lon
     for (long s = 0; s < samples; s++)
         for (long py = 0; py < l->ph; py++) {
             long at = py * l->pw * l->out;
-            two_rows(l, l->x + s * l->stride, n->rows, py);
+            two_rows(l, l->read + s * l->stride, n->rows, py);
             pool_rows(l, n->rows, out + s * stride + at, l->which + s * l->ph * l->pw * l->out + at);
         }
 }
 
 /* Weights as the kernels read them. */
-static void repack(const layer *l, const float *w, int backward) {
+static void repack(const net *n, const layer *l, const float *w, int backward) {
     const long taps = l->kh * l->kw, each = l->in * taps;
     const float *from = w + l->weight;
+#if BF16
+    for (long i = 0; i < each * l->out; i += L) {
+        const long some = each * l->out - i < L ? each * l->out - i : L;
+        store_first(n->weights + i, rounded(load_first(from + i, some)), some);
+    }
+    from = n->weights;
+    const long pairs = (l->run + 1) / 2;
     for (long o = 0; o < l->out; o++)
-        l->bias_ahead[o] = w[l->bias + o];
+        for (long ky = 0; ky < l->kh; ky++)
+            for (long kx = 0; kx < l->kw; kx++)
+                for (long i = 0; i < l->in; i++) {
+                    const long r = kx * l->in + i;
+                    const short_number *bits = (const short_number *)(from + o * each + i * taps + ky * l->kw + kx);
+                    short_number *to = (short_number *)(l->ahead + (ky * pairs + r / 2) * l->outs + o);
+                    to[r % 2] = bits[1];
+                }
+#else
+    (void)n;
     for (long i = 0; i < l->in; i++)
         for (long k = 0; k < taps; k++) {
             float *to = l->ahead + (k * l->in + i) * l->outs;
             for (long o = 0; o < l->out; o++)
                 to[o] = from[o * each + i * taps + k];
         }
+#endif
+    for (long o = 0; o < l->out; o++)
+        l->bias_ahead[o] = w[l->bias + o];
     if (!backward)
         return;
     for (long o = 0; o < l->out; o++)
@@ -587,7 +690,7 @@ static void put_bias(const layer *l, long samples, const float *g, long stride, 
 #define DOTS(S, O)                                                                                \
     static void dots_##S##_##O(const layer *l, const float *x, const float *w, const float *bias, \
                                float *y, long y_stride) {                                         \
-        const long in = l->in, xs = l->stride, rest = in % L;                                     \
+        const long in = words(l), xs = l->stride / EACH, rest = in % L;                           \
         vec acc[S][O];                                                                            \
         UNROLL                                                                                    \
         for (int s = 0; s < S; s++)                                                               \
@@ -604,7 +707,7 @@ static void put_bias(const layer *l, long samples, const float *g, long stride, 
                 vec xv = load(x + s * xs + k);                                                    \
                 UNROLL                                                                            \
                 for (int o = 0; o < O; o++)                                                       \
-                    acc[s][o] += wv[o] * xv;                                                      \
+                    acc[s][o] = multiply(acc[s][o], wv[o], xv);                                   \
             }                                                                                     \
         }                                                                                         \
         if (rest) {                                                                               \
@@ -617,7 +720,7 @@ static void put_bias(const layer *l, long samples, const float *g, long stride, 
                 vec xv = load(x + s * xs + in - rest);                                            \
                 UNROLL                                                                            \
                 for (int o = 0; o < O; o++)                                                       \
-                    acc[s][o] += wv[o] * xv;                                                      \
+                    acc[s][o] = multiply(acc[s][o], wv[o], xv);                                   \
             }                                                                                     \
         }                                                                                         \
         UNROLL                                                                                    \
@@ -637,20 +740,27 @@ DOTS5(2)
 DOTS5(3)
 DOTS5(4)
 static dots *const DOTTERS[4][5] = {NAMES5(1), NAMES5(2), NAMES5(3), NAMES5(4)};
-enum { MOST_O = 4 };
 #else
 static dots *const DOTTERS[2][5] = {NAMES5(1), NAMES5(2)};
-enum { MOST_O = 2 };
 #endif
 
-static void connect(const layer *l, const float *w, long samples, float *y, long stride) {
+static void connect(const net *n, const layer *l, const float *w, long samples, float *y, long stride) {
     const long blocks = (samples + 4) / 5;
+    const float *x = (const void *)l->read;
     for (long o = 0; o < l->out;) {
         const long outs = l->out - o < MOST_O ? l->out - o : MOST_O;
+        const float *rows = w + l->weight + o * l->in;
+#if BF16
+        for (long k = 0; k < outs; k++, rows += l->in)
+            lower(rows, l->in, n->weights + k * words(l), NULL);
+        rows = n->weights;
+#else
+        (void)n;
+#endif
         for (long b = 0, s = 0; b < blocks; b++) {
             const long end = samples * (b + 1) / blocks;
-            DOTTERS[outs - 1][end - s - 1](l, l->x + s * l->stride, w + l->weight + o * l->in,
-                                           w + l->bias + o, y + s * stride + o, stride);
+            DOTTERS[outs - 1][end - s - 1](l, x + s * l->stride / EACH, rows, w + l->bias + o,
+                                           y + s * stride + o, stride);
             s = end;
         }
         o += outs;
@@ -662,10 +772,14 @@ static void connect(const layer *l, const float *w, long samples, float *y, long
 typedef struct {
     const layer *l;
     const rule *r;
-    const float *dy; /* (samples, dy_stride) from the block's first output on */
-    long samples, dy_stride, row;
+    /* Words: x and dy_down of EACH samples, dy_across of EACH outputs; both dy from the block's
+     * first output on. */
+    const float *x, *dy_down, *dy_across;
+    long samples, x_stride, down_stride, across_stride, row;
     float *w, *g; /* of the whole network */
 } job;
+
+enum { WOVEN = BF16 ? 8 : 4 }; /* outputs at once */
 
 /* O outputs x V vectors of inputs from input k on; part: only so many inputs in the one vector. */
 INLINE void weave(const int O, const int V, const int mode, const int dx, const int plain, const job *j,
@@ -674,24 +788,31 @@ INLINE void weave(const int O, const int V, const int mode, const int dx, const 
     const long in = l->in, at = l->weight + j->row * in + k;
     float *w = j->w + at, *g = j->g + at;
     if (dx) {
-        vec wv[4][2];
+        vec wv[WOVEN][2];
         UNROLL
         for (int o = 0; o < O; o++)
             UNROLL
         for (int v = 0; v < V; v++)
-            wv[o][v] = part ? load_first(w + o * in, n) : load(w + o * in + v * L);
+            wv[o][v] = rounded(part ? load_first(w + o * in, n) : load(w + o * in + v * L));
+        if (BF16) {
+            UNROLL
+            for (int o = 0; o < O; o += 2)
+                UNROLL
+            for (int v = 0; v < V; v++)
+                wv[o / 2][v] = paired(wv[o][v], o + 1 < O ? wv[o + 1][v] : (vec){0});
+        }
         for (long s = 0; s < j->samples; s++) {
             float *to = l->dx + s * l->stride + k;
-            const float *dy = j->dy + s * j->dy_stride;
+            const word *dy = j->dy_across + s * j->across_stride;
             vec sum[2];
             UNROLL
             for (int v = 0; v < V; v++)
                 sum[v] = load(to + v * L);
             UNROLL
-            for (int o = 0; o < O; o++) {
+            for (int o = 0; o < (O + EACH - 1) / EACH; o++) {
                 UNROLL
                 for (int v = 0; v < V; v++)
-                    sum[v] += wv[o][v] * dy[o];
+                    sum[v] = tile_multiply(sum[v], wv[o][v], dy[o]);
             }
             UNROLL
             for (int v = 0; v < V; v++)
@@ -700,14 +821,15 @@ INLINE void weave(const int O, const int V, const int mode, const int dx, const 
     }
     if (mode == NONE)
         return;
-    vec acc[4][2];
+    vec acc[WOVEN][2];
     UNROLL
     for (int o = 0; o < O; o++)
         UNROLL
     for (int v = 0; v < V; v++)
         acc[o][v] = (vec){0};
-    for (long s = 0; s < j->samples; s++) {
-        const float *x = l->x + s * l->stride + k, *dy = j->dy + s * j->dy_stride;
+    for (long s = 0; s < (j->samples + EACH - 1) / EACH; s++) {
+        const float *x = j->x + s * j->x_stride + k;
+        const word *dy = j->dy_down + s * j->down_stride;
         vec xv[2];
         UNROLL
         for (int v = 0; v < V; v++)
@@ -716,7 +838,7 @@ INLINE void weave(const int O, const int V, const int mode, const int dx, const 
         for (int o = 0; o < O; o++) {
             UNROLL
             for (int v = 0; v < V; v++)
-                acc[o][v] += xv[v] * dy[o];
+                acc[o][v] = tile_multiply(acc[o][v], xv[v], dy[o]);
         }
     }
     UNROLL
@@ -750,8 +872,10 @@ INLINE void weave_rows(const int O, const int mode, const int dx, const int plai
 
 #define WEAVER(name, mode, dx, plain)                               \
     static void name(const job *j, long outs, long from, long to) { \
-        if (outs == 4)                                              \
-            weave_rows(4, mode, dx, plain, j, from, to);            \
+        if (outs == WOVEN)                                          \
+            weave_rows(WOVEN, mode, dx, plain, j, from, to);        \
+        else if (EACH > 1 && outs == EACH)                          \
+            weave_rows(EACH, mode, dx, plain, j, from, to);         \
         else                                                        \
             weave_rows(1, mode, dx, plain, j, from, to);            \
     }
@@ -772,22 +896,48 @@ static weaver *const WEAVERS[4][2] = {{NULL, weave_dx},
 
 static int is_plain(const rule *r) { return r->decay == 0 && !r->anchor && !r->shift && !r->velocity; }
 
+#if BF16
+/* Rows of n floats in words of two samples; the sample after an odd last one is 0. */
+static void pair_samples(const float *from, long stride, long samples, long n, float *to, long to_stride) {
+    for (long s = 0; s < samples; s += 2, to += to_stride)
+        for (long i = 0; i < n; i += L) {
+            const long some = n - i < L ? n - i : L;
+            const float *one = from + s * stride + i;
+            const vec low = rounded(load_first(one, some));
+            const vec high = s + 1 < samples ? rounded(load_first(one + stride, some)) : (vec){0};
+            store(to + i, paired(low, high));
+        }
+}
+#endif
+
 /* The matrix is read once and written once: its old values for dx, then its step. */
-static void connect_back(const layer *l, long samples, const float *dy, long dy_stride, int mode, int dx,
+static void connect_back(const net *n, const layer *l, long samples, const float *dy, long dy_stride, int mode, int dx,
                          const rule *r, float *w, float *g) {
     weaver *work = WEAVERS[mode][dx];
     if (mode == UPDATE && is_plain(r))
         work = dx ? weave_plain_dx : weave_plain;
     if (dx)
         memset(l->dx, 0, (size_t)(4 * samples * l->stride));
+#if BF16
+    const long in = l->stride, out = up(l->out, 2 * L);
+    pair_samples(l->x, l->stride, samples, l->in, n->x_down, in);
+    pair_samples(dy, dy_stride, samples, l->out, n->dy_down, out);
+    for (long s = 0; s < samples; s++)
+        lower(dy + s * dy_stride, l->out, n->dy_across + s * out / 2, NULL);
+    const job j = {l, r, n->x_down, n->dy_down, n->dy_across, samples, in, out, out / 2, 0, w, g};
+#else
+    (void)n;
+    const job j = {l, r, l->x, dy, dy, samples, l->stride, dy_stride, dy_stride, 0, w, g};
+#endif
     /* x and dx of so many inputs stay in the first-level cache. */
     long chunk = up(5000 / (samples * (1 + dx)), 2 * L);
     for (long from = 0; work && from < l->in; from += chunk) {
         const long to = from + chunk < l->in ? from + chunk : l->in;
         for (long o = 0; o < l->out;) {
-            const long outs = l->out - o < 4 ? 1 : 4;
-            const job j = {l, r, dy + o, samples, dy_stride, o, w, g};
-            work(&j, outs, from, to);
+            const long left = l->out - o, outs = left >= WOVEN ? WOVEN : left >= EACH ? EACH : 1;
+            const job here = {l, r, j.x, j.dy_down + o, j.dy_across + o / EACH, samples, j.x_stride,
+                              j.down_stride, j.across_stride, o, w, g};
+            work(&here, outs, from, to);
             o += outs;
         }
     }
@@ -834,11 +984,16 @@ static void forward(const net *n, const float *w, long samples, int learn) {
         const int last = k + 1 == n->layers;
         float *out = last ? n->scores : next->x;
         const long stride = last ? n->stride : next->stride;
+#if BF16
+        const long floats = l->kind == LINEAR ? l->in : l->in * l->h * l->w;
+        for (long s = 0; s < samples; s++)
+            lower(l->x + s * l->stride, floats, (number *)l->read + s * l->stride, l->x + s * l->stride);
+#endif
         if (l->kind == LINEAR) {
-            connect(l, w, samples, out, stride);
+            connect(n, l, w, samples, out, stride);
             continue;
         }
-        repack(l, w, learn && k > 0);
+        repack(n, l, w, learn && k > 0);
         convolve(n, l, samples, next->kind == LINEAR ? n->images : out, stride);
         if (next->kind == LINEAR)
             flatten(l, n->images, stride, out, stride, samples, 0);
@@ -892,7 +1047,7 @@ static void backward(const net *n, long samples, const uint8_t *trained, int mod
                         next->dx[s * stride + i] = next->x[s * stride + i] <= 0 ? 0 : dy[s * stride + i];
         }
         if (l->kind == LINEAR) {
-            connect_back(l, samples, dy, stride, as, k > lowest, r, w, g);
+            connect_back(n, l, samples, dy, stride, as, k > lowest, r, w, g);
             continue;
         }
         const int flat = next->kind == LINEAR;
