@@ -2,6 +2,11 @@
 
 For networks of the form [5x5 convolution, ReLU, 2x2 max-pooling]*, [linear, ReLU]*, linear on the
 CPU; others keep the reference engine. Everything but the arithmetic stays the reference engine's.
+
+The instruction set ``avx512bf16`` computes in bfloat16 what the others do in float32. Rounded, to the
+nearest, are every layer's inputs and weights, in training and evaluation, forward and backward; and in
+the backward of linear layers the gradient of their outputs. Products are summed in float32; biases, scores,
+losses, gradients and the vectors given stay float32.
 """
 
 from __future__ import annotations
@@ -88,7 +93,7 @@ class Network:
 
     Args:
         most: samples that its buffers hold.
-        instructions: an instruction set instead of the best.
+        instructions: an instruction set instead of the best that computes in float32.
     """
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], most: int, instructions: str = "") -> None:
@@ -202,7 +207,7 @@ class CompiledEngine(Engine):
     ``tick`` is called every few hundredths of a second instead of after every step.
 
     Args:
-        instructions: an instruction set instead of the best that runs here.
+        instructions: an instruction set instead of the best that runs here and computes in float32.
     """
 
     name = "compiled"

@@ -25,6 +25,7 @@ from amn_mpi.params import ParameterLayout, Part, vector_of
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "there")
 SETS = native.runnable()
+torch.manual_seed(5)  # the two networks that follow
 DEEP = nn.Sequential(nn.Flatten(), nn.Linear(17, 33), nn.ReLU(), nn.Linear(33, 7), nn.ReLU(), nn.Linear(7, 4))
 WIDE = nn.Sequential(  # uneven everywhere
     nn.Conv2d(2, 5, (3, 2)), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 70, (1, 4)), nn.ReLU(), nn.MaxPool2d(2),
