@@ -17,7 +17,7 @@ from amn_mpi.params import ParameterLayout
 
 
 def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], device: torch.device) -> str:
-    """``compiled``, ``batched`` or ``torch``.
+    """``compiled``, ``batched`` or ``torch``; ``agree`` may still change it.
 
     ``auto`` never takes ``batched`` on a CPU: it was slower there than ``compiled`` on every model that
     one knows, and no faster than ``torch`` on the others (README, Engines).
@@ -27,7 +27,7 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
     """
     single = config.precision == "fp32"
     knows = {
-        "compiled": single and device.type == "cpu" and compiled.specification(module, shape) is not None,
+        "compiled": device.type == "cpu" and compiled.specification(module, shape) is not None,
         "batched": single and not ParameterLayout.of(module).normalised,
         "torch": True,
     }
@@ -36,7 +36,7 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
         return next(name for name, does in knows.items() if does)
     if not knows[config.engine]:
         valid = [name for name, does in knows.items() if does]
-        if not single:
+        if not single and config.engine == "batched":
             raise ConfigError(
                 f"engine = {config.engine}: it does not know precision = {config.precision}; "
                 f"valid are {', '.join(['auto', *valid])}, or --precision fp32"
@@ -48,28 +48,34 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
     return config.engine
 
 
-def agree(chosen: str, config: Config, comm: Communicator) -> str:
-    """The best instruction set that all ranks run, "" where none trains by the compiled engine.
+def agree(chosen: str, config: Config, comm: Communicator) -> tuple[str, str]:
+    """(engine, instruction set): the best set that all ranks run, "" where none of them trains compiled.
 
-    Hosts may differ, and a result must not depend on who computes it. A collective call.
+    Hosts may differ, and a result must not depend on who computes it. In bf16 ``auto`` takes ``torch``
+    on all ranks where one of them has no compiled engine. A collective call.
 
     Raises:
         ConfigError: on every rank, where one of them cannot run the compiled engine.
     """
-    trains = comm.owner is not None and chosen == "compiled"
-    mine = (native.runnable() if trains else None, native.reason() if trains else "", comm.host)
+    trains, precision = comm.owner is not None and chosen == "compiled", config.precision
+    mine: tuple[tuple[str, ...] | None, str, str] = (None, "", comm.host)
+    if trains:
+        mine = (native.runnable(precision), native.reason(precision), comm.host)
     found = comm.collect(mine)
     sets = [each for each, _, _ in found if each is not None]
     lacking = [(rank, why, host) for rank, (each, why, host) in enumerate(found) if each == ()]
     common = [name for name in (sets[0] if sets else ()) if all(name in each for each in sets)]
     best, lacking = comm.share((common[0] if common else "", lacking))
+    if lacking and precision != "fp32" and config.engine == "auto":
+        return "torch" if chosen == "compiled" else chosen, ""
     if lacking:
         rank, why, host = lacking[0]
         raise ConfigError(
-            f"engine = {config.engine}: rank {rank} on {host} has no compiled engine ({why}); "
+            f"engine = {config.engine}: rank {rank} on {host} has no compiled engine"
+            f"{'' if precision == 'fp32' else f' for precision = {precision}'} ({why}); "
             "--engine torch needs none and is slower"
         )
-    return best
+    return chosen, best
 
 
 def make(

@@ -112,8 +112,8 @@ class Session:
             ConfigError: on every rank, see ``engines.agree``.
         """
         owns = self.comm.owner is not None
-        self.instructions = engines.agree(self._chosen, self.config, self.comm)
-        chosen = self._chosen if owns else "torch"
+        chosen, self.instructions = engines.agree(self._chosen, self.config, self.comm)
+        chosen = chosen if owns else "torch"
         precision = self.config.precision if owns else "fp32"  # who trains nobody needs no second copy
         self.engine = engines.make(chosen, self.instructions, self._at_once, precision, *self._trained_by)
         own = f"{self.engine.device.type}-{self.engine.name}" if owns else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import plain
 import pytest
 import torch
-from running import one_line, result, run
+from running import REPOSITORY, one_line, result, run
 from torch import nn
 from torch.nn import functional
 
-from amn_mpi import engines, methods, models
+from amn_mpi import engines, methods, models, native
+from amn_mpi.compiled import CompiledEngine
 from amn_mpi.config import Config, Local, Model
 from amn_mpi.errors import ConfigError
 from amn_mpi.half import HalfEngine
@@ -24,6 +26,13 @@ from amn_mpi.params import ParameterLayout, Part, vector_of
 
 ROUNDING = 2.0**-8  # of bf16: half the distance of two neighbours, relative
 SHAPE, CLASSES, N = (1, 20, 20), 5, 30
+BOTH = [
+    "torch",
+    pytest.param(
+        "compiled",
+        marks=pytest.mark.skipif(not native.available("bf16"), reason=native.reason("bf16") or "there"),
+    ),
+]
 
 
 def engine(kind: type[Engine], name: Any, local: Local | None = None) -> Engine:
@@ -164,7 +173,23 @@ def mlp_in_bf16(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, np.
     return 0.0, lowered(np.concatenate([p.ravel() for p in parts])), 0
 
 
-def test_rounds_are_those_of_numpy(tmp_path: Path) -> None:
+def mlp_with_float32_sums(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """``plain.mlp`` with the compiled engine's roundings: of what its products read."""
+    x = lowered(x)
+    first, second = w[: plain.HIDDEN * (plain.FEATURES + 1)], w[plain.HIDDEN * (plain.FEATURES + 1) :]
+    w1, b1 = lowered(first[: -plain.HIDDEN]).reshape(plain.HIDDEN, -1), first[-plain.HIDDEN :]
+    w2, b2 = lowered(second[: -plain.CLASSES]).reshape(plain.CLASSES, -1), second[-plain.CLASSES :]
+    hidden = lowered(np.maximum(x @ w1.T + b1, 0))
+    scores = hidden @ w2.T + b2
+    chance = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    by_scores = (chance - np.eye(plain.CLASSES)[y]) / len(y)
+    by_before = (lowered(by_scores) @ w2) * (hidden > 0)
+    parts = (lowered(by_before).T @ x, by_before.sum(0), lowered(by_scores).T @ hidden, by_scores.sum(0))
+    return 0.0, np.concatenate([p.ravel() for p in parts]), 0
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_rounds_are_those_of_numpy(name: str, tmp_path: Path) -> None:
     """Two rounds of FedAvg; the rare number that falls on the other side of a rounding is allowed."""
     local = Local(epochs=2, batch_size=8, lr=0.1, momentum=0.5, weight_decay=0.01)
     this = plain.start(
@@ -173,11 +198,12 @@ def test_rounds_are_those_of_numpy(tmp_path: Path) -> None:
         model=Model("mlp", hidden=plain.HIDDEN),
         local=local,
         precision="bf16",
+        engine=name,
     )
     xs, ys = plain.numbers(this)
     p = np.array([len(y) for y in ys]) / sum(map(len, ys))
     ends = []
-    for model in (mlp_in_bf16, plain.mlp):
+    for model in (mlp_in_bf16 if name == "torch" else mlp_with_float32_sums, plain.mlp):
         w = plain.initial(this)
         for t in (1, 2):
             draws = [plain.rng.generator(this.config.seed, "shuffle", t, i) for i in range(5)]
@@ -187,17 +213,19 @@ def test_rounds_are_those_of_numpy(tmp_path: Path) -> None:
     for _ in range(2):
         plain.one_round(this)
     found = this.server["model"].numpy()
-    assert isinstance(this.engine, HalfEngine)
+    assert type(this.engine) is (HalfEngine if name == "torch" else CompiledEngine)
     assert np.linalg.norm(found - ends[0]) < 0.2 * np.linalg.norm(ends[1] - ends[0])
     np.testing.assert_allclose(found, ends[0], atol=2e-4)
 
 
+@pytest.mark.parametrize("engine", ["torch", "auto"])
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
-def test_every_method_trains_in_bf16(name: str, tmp_path: Path) -> None:
+def test_every_method_trains_in_bf16(name: str, engine: str, tmp_path: Path) -> None:
     options = methods.options(name)()
-    this = plain.start(tmp_path, options, precision="bf16", local=Local(epochs=1))
+    this = plain.start(tmp_path, options, precision="bf16", local=Local(epochs=1), engine=engine)
     outcome = [plain.one_round(this) for _ in range(2)][-1]
-    assert isinstance(this.engine, HalfEngine) and not outcome.dropped
+    compiles = engine == "auto" and name != "fedbn" and bool(native.available("bf16"))
+    assert type(this.engine) is (CompiledEngine if compiles else HalfEngine) and not outcome.dropped
     rows = [tensor for tensor in (*this.server.values(), *this.state.values()) if torch.is_tensor(tensor)]
     assert all(row.dtype != torch.bfloat16 and row.isfinite().all() for row in rows)
 
@@ -238,15 +266,53 @@ def test_ranks_and_interruptions_change_no_bit(images: Path, tmp_path: Path) -> 
 
 
 def test_which_engine_trains_in_bf16() -> None:
-    module = models.build(Model("cnn"), (1, 28, 28), 10, 0)
+    def chosen(engine: Any, name: Any = "cnn", device: str = "cpu") -> str:
+        config = Config(method=fedavg.Options(), engine=engine, precision="bf16", model=Model(name))
+        module = models.build(config.model, (1, 28, 28), 10, 0)
+        return engines.choose(config, module, (1, 28, 28), torch.device(device))
 
-    def chosen(engine: Any) -> str:
-        config = Config(method=fedavg.Options(), engine=engine, precision="bf16", model=Model("cnn"))
-        return engines.choose(config, module, (1, 28, 28), torch.device("cpu"))
+    assert chosen("auto") == chosen("compiled") == "compiled"
+    assert chosen("torch") == chosen("auto", "cnn_bn") == chosen("auto", device="cuda") == "torch"
+    with pytest.raises(
+        ConfigError, match="engine = batched.*precision = bf16.*valid are auto, compiled, torch"
+    ):
+        chosen("batched")
+    with pytest.raises(
+        ConfigError, match="engine = compiled.*model.name = cnn_bn on cpu; valid are auto, torch"
+    ):
+        chosen("compiled", "cnn_bn")
 
-    assert chosen("auto") == chosen("torch") == "torch"
-    with pytest.raises(ConfigError, match="engine = compiled.*precision = bf16.*valid are auto, torch"):
-        chosen("compiled")
+
+COMMON = ("--data.clients", 4, "--rounds", 2, "--local.epochs", 1, "--progress", "off", "--precision", "bf16")
+
+
+def test_all_ranks_take_torch_where_one_has_no_compiled_bf16(tmp_path: Path) -> None:
+    """Rank 1 is on an older processor; ``--engine compiled`` names it."""
+    script, env = REPOSITORY / "tests" / "scripts" / "instructions.py", {"AMN_CACHE": tmp_path / "cache"}
+    done = run(*COMMON, "--out", tmp_path / "out", ranks=3, script=script, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert result(tmp_path / "out")["engine"] == "cpu-torch"
+    assert "instructions" not in result(tmp_path / "out")["versions"]
+    if native.available("bf16"):
+        asked = (*COMMON, "--engine", "compiled", "--out", tmp_path / "other")
+        done = run(*asked, ranks=3, script=script, env=env)
+        assert done.returncode == 2
+        words = (
+            "engine = compiled: rank 1 on .* no compiled engine for precision = bf16 .AMN_NATIVE is generic"
+        )
+        assert re.search(words, one_line(done.stderr))
+
+
+@pytest.mark.skipif(not native.available("bf16"), reason=native.reason("bf16") or "there")
+def test_ranks_change_no_bit_of_the_compiled_engine(images: Path, tmp_path: Path) -> None:
+    keys = ("--data.name", images / "images.npz", "--data.cache", images, "--model.name", "lenet5")
+    for ranks in (1, 3):
+        done = run(*COMMON, *keys, "--out", tmp_path / str(ranks), ranks=ranks)
+        assert (done.returncode, done.stderr) == (0, "")
+    one, three = (result(tmp_path / name) for name in ("1", "3"))
+    assert one["models_sha256"] == three["models_sha256"]
+    assert {(each["precision"], each["engine"]) for each in (one, three)} == {("bf16", "cpu-compiled")}
+    assert one["versions"]["instructions"] == three["versions"]["instructions"] == "avx512bf16"
 
 
 def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
