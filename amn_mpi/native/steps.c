@@ -455,9 +455,9 @@ static void repack(const net *n, const layer *l, const float *w, int backward) {
             for (long kx = 0; kx < l->kw; kx++)
                 for (long i = 0; i < l->in; i++) {
                     const long r = kx * l->in + i;
-                    const short_number *bits = (const short_number *)(from + o * each + i * taps + ky * l->kw + kx);
-                    short_number *to = (short_number *)(l->ahead + (ky * pairs + r / 2) * l->outs + o);
-                    to[r % 2] = bits[1];
+                    const float *value = from + o * each + i * taps + ky * l->kw + kx;
+                    float *to = l->ahead + (ky * pairs + r / 2) * l->outs + o;
+                    ((short_number *)to)[r % 2] = ((const short_number *)value)[1]; /* the upper half */
                 }
 #else
     (void)n;
@@ -911,8 +911,8 @@ static void pair_samples(const float *from, long stride, long samples, long n, f
 #endif
 
 /* The matrix is read once and written once: its old values for dx, then its step. */
-static void connect_back(const net *n, const layer *l, long samples, const float *dy, long dy_stride, int mode, int dx,
-                         const rule *r, float *w, float *g) {
+static void connect_back(const net *n, const layer *l, long samples, const float *dy, long dy_stride,
+                         int mode, int dx, const rule *r, float *w, float *g) {
     weaver *work = WEAVERS[mode][dx];
     if (mode == UPDATE && is_plain(r))
         work = dx ? weave_plain_dx : weave_plain;
