@@ -1,8 +1,10 @@
 """Time one step of SGD: plain PyTorch, the reference engine, the compiled one: ``python benchmarks/steps.py``
 
+The compiled engine is timed in float32 and, where the processor has the instructions, in bf16.
+
 Plain PyTorch is the loop that anyone would write: parameters that are views of a flat vector, autograd,
 ``SGD(fused=True)``, batches by index from a tensor, without a DataLoader. Everything is on one thread.
-The three take turns, so that what else the machine does hits all of them alike; thread CPU time is
+All take turns, so that what else the machine does hits all of them alike; thread CPU time is
 counted, and the median over the turns is printed with the ratio to plain PyTorch and to the rate of a
 product of matrices (sgemm, 768x768) measured in the same turns. GFLOP/s count the step as dense products;
 the compiled backward leaves out most of what max-pooling and relu make zero, so it can exceed sgemm's.
@@ -60,7 +62,9 @@ def plain(module: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int) -> Ca
     return epoch
 
 
-def engine(kind: type[Engine], name: str, x: torch.Tensor, y: torch.Tensor, batch: int) -> Callable[[], None]:
+def engine(
+    kind: Callable[..., Engine], name: str, x: torch.Tensor, y: torch.Tensor, batch: int, *instructions: str
+) -> Callable[[], None]:
     shape = tuple(x.shape[1:])
     module = models.build(Model(name), shape, CLASSES, 0)
     made = kind(
@@ -71,6 +75,7 @@ def engine(kind: type[Engine], name: str, x: torch.Tensor, y: torch.Tensor, batc
         100,
         torch.device("cpu"),
         lambda: None,
+        *instructions,
     )
     start, generator = vector_of(module), np.random.default_rng(1)
 
@@ -129,8 +134,8 @@ def main() -> int:
     turns, found = 5 if options.quick else options.turns, {}
     torch.set_num_threads(1)
     print(f"instructions: {native.available() or 'none, ' + native.reason()}")
-    columns = "".join(f"{title:>9}" for title in ("plain", "engine", "compiled"))
-    print(f"{'':22}{columns} us a step   {'ratio':>6}{'GFLOP/s':>9}{'of sgemm':>9}")
+    columns = "".join(f"{title:>9}" for title in ("plain", "engine", "compiled", "in bf16"))
+    print(f"{'':22}{columns} us a step   {'ratio':>6}{'bf16':>7}{'GFLOP/s':>9}{'of sgemm':>9}")
     a, b, c = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE), torch.empty(SIDE, SIDE)
     for name, shape, batch in CASES:
         if options.only and name != options.only:
@@ -140,15 +145,18 @@ def main() -> int:
         works = [plain(module, x, y, batch), engine(Engine, name, x, y, batch)]
         fits = compiled.fits(module, shape)
         works.append(engine(CompiledEngine, name, x, y, batch) if fits else lambda: None)
+        half = native.available("bf16") if fits else ""
+        works.append(engine(CompiledEngine, name, x, y, batch, half) if half else lambda: None)
         works.append(lambda: torch.mm(a, b, out=c))
         seconds = np.median(measure(turns, works), 0)
         steps = len(y) // batch
         own, reference = seconds[2] / steps, seconds[0] / steps
-        rate, best = flops(module, shape, batch) / own / 1e9, 2.0 * SIDE**3 / seconds[3] / 1e9
+        rate, best = flops(module, shape, batch) / own / 1e9, 2.0 * SIDE**3 / seconds[4] / 1e9
         title = f"{name} {'x'.join(map(str, shape))} by {batch}"
-        micro = "".join(f"{s / steps * 1e6:9.0f}" for s in seconds[:3])
-        print(f"{title:22}{micro}{'':13}{own / reference:6.3f}{rate:9.1f}{rate / best:9.2f}", flush=True)
-        names = ("plain", "engine", "compiled")
+        micro = "".join(f"{s / steps * 1e6:9.0f}" for s in seconds[:4])
+        ratios = f"{own / reference:6.3f}{seconds[3] / seconds[0]:7.3f}"
+        print(f"{title:22}{micro}{'':13}{ratios}{rate:9.1f}{rate / best:9.2f}", flush=True)
+        names = ("plain", "engine", "compiled", "compiled in bf16")
         found[title] = {name: float(s) / steps for name, s in zip(names, seconds)}
     write(options.out, found)
     return 0
