@@ -38,12 +38,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] | None = None) -> NoReturn:
     """Run on this rank and end the process; never returns. ``do`` is the work, by default a run."""
-    startup = Startup(STARTED)
-    startup.over("modules")
+    work = Work(Startup(STARTED))
+    work.startup.over("modules")
     comm = Communicator()
     comm.watch()
-    startup.over("mpi")
-    work = Work(startup)
+    work.startup.over("mpi")
     while True:
         try:
             signals.install()
@@ -90,14 +89,14 @@ class Work:
 
     def __init__(self, startup: Startup) -> None:
         self.config: Config | None = None
-        self._startup = startup
+        self.startup = startup
 
     @property
     def survives(self) -> bool:
         return self.config is not None and self.config.faults.survive
 
     def __call__(self, comm: Communicator, argv: Sequence[str]) -> None:
-        clock = Clock(comm, STARTED, self._startup)
+        clock = Clock(comm, STARTED, self.startup)
         config, dry = self._asked_for(comm, argv)
         folder = _open_folder(config) if comm.is_server and config is not None and not dry else None
         with folder or nullcontext():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from amn_mpi import __version__, activations, data, engines, methods, models, rng, rounds, turns
+from amn_mpi import __version__, activations, data, engines, methods, models, rng, rounds, signals, turns
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -178,6 +178,7 @@ class Session:
         )
 
 
+@signals.patience()  # not only in rounds.train: others may be there while rank 0 still gets ready
 def train(
     session: Session,
     config: Config,

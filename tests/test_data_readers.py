@@ -11,7 +11,8 @@ import pytest
 from test_data_helpers import RNG, forget_folders, read, refused, write_mnist
 
 from amn_mpi.config import Data
-from amn_mpi.data import NAMES, Federation, describe, mnist
+from amn_mpi.data import Federation, describe, mnist
+from amn_mpi.data.readers import NAMES
 from amn_mpi.errors import ConfigError
 
 

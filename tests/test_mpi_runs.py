@@ -144,5 +144,5 @@ def test_resulting_files(tmp_path: Path) -> None:
 
     sent, size = found["bytes_sent"], models.nbytes
     assert sent["scatter"] == 7 * size
-    figures = 7 * 32 * 6 * 8 + 5 * 32 * 3 * 8  # seconds and five losses; counts of three models
+    figures = 7 * 32 * 4 * 8 + 5 * 32 * 3 * 8  # seconds and three losses; counts of three models
     assert sent["gather"] == 7 * 2 * size + figures

@@ -25,6 +25,7 @@ from amn_mpi import checkpoint, cli, main
 from amn_mpi.checkpoint import Reader
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.runfolder import RunFolder, lock
+from amn_mpi.startup import Startup
 
 SLOW = REPOSITORY / "tests" / "scripts" / "slow.py"
 ROUNDS = 12  # five common ones, then attention and meta steps
@@ -48,7 +49,7 @@ def here(*args: object) -> None:
     """A whole run on one rank in this process: starting another one takes seconds, most of them torch."""
     before = {number: signal.getsignal(number) for number in main.signals.NUMBERS}
     try:
-        main.Work()(plain.communicator(), list(map(str, args)))
+        main.Work(Startup(time.monotonic()))(plain.communicator(), list(map(str, args)))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
