@@ -20,7 +20,6 @@ from amn_mpi.launcher import check_family
 from amn_mpi.ranks import FLOW, Ranks
 
 SPREAD, SUM, TURN = 1, 2, 4
-UNHURRIED = 2e-3  # seconds between two looks for what comes beside the training
 SMALL = 4096  # bytes of a small object that travel in one message with its length
 
 
@@ -61,7 +60,7 @@ class Communicator(Ranks):
                 send = [rows, *self._placed(counts), row]
                 self._count("scatter", rows.nbytes)
             receive = [out, 0 if self.is_server else len(out), row]
-            self._wait(self._world.Iscatterv(send, receive, root=0), "scatter")
+            self._wait(self._world.Iscatterv(send, receive, root=0), "scatter", *self._down, row.size)
         row.Free()
         return out
 
@@ -82,7 +81,7 @@ class Communicator(Ranks):
             self._count("gather", own.nbytes)
         send = [own, 0 if self.is_server else len(own), row]
         with self._timed("gather"):
-            self._wait(self._world.Igatherv(send, receive, root=0), "gather")
+            self._wait(self._world.Igatherv(send, receive, root=0), "gather", *self._up, row.size)
         row.Free()
         return own if out is None else out
 
@@ -118,7 +117,8 @@ class Communicator(Ranks):
             given[me] = taken[me] = 0
             self._count("alltoall", sum(given) * own.itemsize)
             request = self._world.Ialltoallv([own, given, places, kind], [into, taken, into_places, kind])
-            self._wait(request, "alltoall")
+            owners = range(1, self.size)
+            self._wait(request, "alltoall", owners, owners, own.nbytes // self.owners)
 
     def in_turn(self, own: np.ndarray | None, owners: int, box: np.ndarray) -> Iterator[np.ndarray]:
         """On rank 0 the array of each of the first ``owners`` owners, one after another in ``box``.
@@ -133,14 +133,15 @@ class Communicator(Ranks):
             for owner in range(owners):
                 with self._timed("turns"):
                     request = self._world.Irecv([box, len(box), row], source=owner + 1, tag=TURN)
-                    self._wait(request, "turns")
+                    self._wait(request, "turns", of=[owner + 1], nbytes=box.nbytes)
                 yield box
             row.Free()
         elif own is not None:
             row = self._row(own)
             self._count("turns", own.nbytes)
             with self._timed("turns"):
-                self._wait(self._world.Isend([own, len(own), row], dest=0, tag=TURN), "turns")
+                request = self._world.Isend([own, len(own), row], dest=0, tag=TURN)
+                self._wait(request, "turns", to=[0], nbytes=own.nbytes)
             row.Free()
 
     # ---- small objects
@@ -174,7 +175,8 @@ class Communicator(Ranks):
             places = [lengths.tolist(), [0, *np.cumsum(lengths)[:-1].tolist()], self._mpi.BYTE]
             receive = [box, *places] if self.is_server else None
             self._count("collect", 0 if self.is_server else packed.nbytes)
-            self._wait(self._world.Igatherv([packed, self._mpi.BYTE], receive, root=0), "collect")
+            request = self._world.Igatherv([packed, self._mpi.BYTE], receive, root=0)
+            self._wait(request, "collect", *self._up, packed.nbytes)
         if not self.is_server:
             return []
         pieces = np.split(box, np.cumsum(lengths)[:-1])
@@ -199,10 +201,20 @@ class Communicator(Ranks):
             piece = box[: nbytes - start]
             with self._timed("checkpoint"):
                 request = self._world.Irecv(piece, source=owner + 1, tag=FLOW)
-                self._wait(request, "checkpoint", shortest=UNHURRIED)
+                self._wait(request, "checkpoint", of=[owner + 1], nbytes=piece.nbytes)
             yield piece
 
     # ---- inside
+
+    @property
+    def _up(self) -> tuple[Sequence[int], Sequence[int]]:
+        """(to, of) where all others send to rank 0."""
+        return ((), range(1, self.size)) if self.is_server else ([0], ())
+
+    @property
+    def _down(self) -> tuple[Sequence[int], Sequence[int]]:
+        """(to, of) where rank 0 sends to all others."""
+        return (range(1, self.size), ()) if self.is_server else ((), [0])
 
     def _spread(self, array: np.ndarray, what: str) -> None:
         """Rank 0's array to all.
@@ -216,10 +228,11 @@ class Communicator(Ranks):
                 self._wait(self._world.Ibcast(array, root=0), what)
             elif self.is_server:
                 sends = [self._world.Isend(array, dest=r, tag=SPREAD) for r in range(1, self.size)]
-                for request in sends:
-                    self._wait(request, what)
+                for rank, request in enumerate(sends, 1):
+                    self._wait(request, what, to=[rank], nbytes=array.nbytes)
             else:
-                self._wait(self._world.Irecv(array, source=0, tag=SPREAD), what)
+                request = self._world.Irecv(array, source=0, tag=SPREAD)
+                self._wait(request, what, of=[0], nbytes=array.nbytes)
 
     def _sum(self, numbers: np.ndarray) -> np.ndarray:
         if self.spins:
@@ -227,11 +240,13 @@ class Communicator(Ranks):
             self._wait(self._world.Ireduce(numbers, total, op=self._mpi.SUM, root=0), "reduce")
             return numbers if total is None else total
         if not self.is_server:
-            self._wait(self._world.Isend(numbers, dest=0, tag=SUM), "reduce")
+            request = self._world.Isend(numbers, dest=0, tag=SUM)
+            self._wait(request, "reduce", to=[0], nbytes=numbers.nbytes)
             return numbers
         total, other = numbers.copy(), np.empty_like(numbers)
         for rank in range(1, self.size):
-            self._wait(self._world.Irecv(other, source=rank, tag=SUM), "reduce")
+            request = self._world.Irecv(other, source=rank, tag=SUM)
+            self._wait(request, "reduce", of=[rank], nbytes=other.nbytes)
             total += other
         return total
 

@@ -3,7 +3,8 @@
 Every wait is a non-blocking call, polled. In between a rank sleeps when ranks outnumber cores:
 waiting ranks in blocking collectives take every core there is and slow a computation beside them
 tenfold, whatever the library's settings. The sleep grows with the time waited (5 % of it, 50
-microseconds to 20 ms), so short rounds stay short and long waits cost next to nothing.
+microseconds to 20 ms), so short rounds stay short and long waits cost next to nothing; a rank on the
+same host that starts a message ends it (``bells.py``).
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ import socket
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from amn_mpi import signals, watch
+from amn_mpi.bells import Bells
 from amn_mpi.errors import ConfigError, Interrupted
 from amn_mpi.flow import Flow
 from amn_mpi.launcher import check_launcher, local_rank, node_name
 from amn_mpi.liveness import Liveness
 
 SHORTEST, LONGEST, SHARE = 50e-6, 20e-3, 0.05
+UNHURRIED = 2e-3  # instead of SHORTEST, where a bell tells when to look
+LONG = 4096  # bytes; the MPI libraries send so much at once
 FLOW = 3
 ULFM = "OMPI_MCA_mpi_ft_enable"  # what mpirun --with-ft ulfm sets
 
@@ -67,12 +72,13 @@ class Ranks:
         self.server_on_host: bool = node.allreduce(self.rank == 0, self._mpi.LOR)
         self._node = node
         self._alive = Liveness(self._mpi, everybody)
+        self._bells = Bells(node, self.rank)
         # Of the whole job: all ranks have to wait, and so to send, in the same way.
         cores = set[int]().union(*node.allgather(os.sched_getaffinity(0)))
         self._crowded = everybody.allreduce(self.ranks_on_host > len(cores), self._mpi.LOR)
         self.configure("auto", 1800.0)
         self._last_tick = 0.0
-        self._flow = Flow(lambda piece: self._world.Isend(piece, dest=0, tag=FLOW))
+        self._flow = Flow(self._send_piece)
 
     def _neighbours(self, everybody: Any) -> Any:
         """The ranks on this host, as MPI sees them, or as the launcher does where it counts more.
@@ -244,22 +250,49 @@ class Ranks:
 
     # ---- inside
 
-    def _wait(self, request: Any, what: str, asks: bool = True, shortest: float = SHORTEST) -> None:
+    def _send_piece(self, piece: np.ndarray) -> Any:
+        request = self._world.Isend(piece, dest=0, tag=FLOW)
+        if not self.spins:
+            self._bells.ring([0])
+        return request
+
+    def _wait(
+        self,
+        request: Any,
+        what: str,
+        to: Sequence[int] = (),
+        of: Sequence[int] = (),
+        nbytes: int = 0,
+        asks: bool = True,
+    ) -> None:
+        """Wait for a request.
+
+        Args:
+            to, of: the ranks that messages go to, and come from.
+            nbytes: length of the messages. A long one waits at its sender for its receiver.
+        """
         start = looked = time.monotonic()
         cpu = time.thread_time()
         self.tick()
         self._alive.forget()
+        long, since, least = nbytes > LONG, start, SHORTEST
+        if not self.spins:
+            self._bells.ring([*to, *of] if long else to)
+            if (to or of) and self._bells.reach([*to, *of]):
+                least = UNHURRIED
         while not request.Test():
             now = time.monotonic()
             self._flow.go_on()
-            if not self.spins:
-                time.sleep(min(LONGEST, max(shortest, SHARE * (now - start))))
+            if not self.spins and self._bells.sleep(min(LONGEST, max(least, SHARE * (now - since)))):
+                since, least = now, SHORTEST
             if now - looked > 0.2:
                 looked = now
                 self._hear()
                 silent = self._alive.silent(now - start, self._timeout) if asks else []
                 if silent:
                     self._name(silent, what, now - start)
+        if long and not self.spins:
+            self._bells.ring(of)
         self.wait_seconds += time.monotonic() - start
         self.wait_cpu += time.thread_time() - cpu
 

@@ -55,6 +55,7 @@ LOADS = {
     "W2": Load("mlp", 200, 60, 10),
     "AMN on W1": Load("cnn", 32, 600, 10, "amn"),
     "W1 on 33 ranks": Load("cnn", 32, 600, 10, ranks=33),
+    "AMN on 33 ranks": Load("cnn", 32, 600, 10, "amn", ranks=33),
 }
 
 

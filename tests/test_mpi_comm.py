@@ -27,6 +27,13 @@ def test_collectives(ranks: int, wait: str) -> None:
     assert done.stderr == ""
 
 
+def test_bells() -> None:
+    """Who is rung wakes up, once for each ring; who is not sleeps on."""
+    done = run(ranks=3, script=SCRIPTS / "bells.py")
+    expected = (True, False), [None, [True, False], [False], None, True, None]
+    assert done.stdout.strip() == " ".join(map(str, expected)), done.stderr
+
+
 @pytest.mark.alone
 def test_waiting_ranks_leave_the_cores_alone() -> None:
     """Four ranks wait 3 s for a fifth: spinning would cost 12 CPU seconds, a tenth is the limit."""
