@@ -7,6 +7,7 @@ and comes from ``amn_mpi.rng``; the signs of AMN's sketch come from torch's gene
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from amn_mpi import rng, rounds, session
+from amn_mpi import main, rng, rounds, session, signals
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config, Data, Evaluate, Local, Model
 from amn_mpi.data import prepare
 from amn_mpi.keeper import Keeper
 from amn_mpi.rounds import Outcome, Run
+from amn_mpi.startup import Startup
 
 Array = np.ndarray
 ENGINE: Any = os.environ.get("AMN_TEST_ENGINE", "auto")  # "torch" holds the methods against that one
@@ -37,6 +39,19 @@ NETWORK = {**dict.fromkeys(("fedper", "fedrep", "lg_fedavg", "fedala"), "mlp"), 
 @cache
 def communicator() -> Communicator:
     return Communicator()
+
+
+def here(*args: object) -> None:
+    """A whole run on one rank in this process: starting another one takes seconds, most of them torch.
+
+    What it refuses it raises; ``main.main`` turns that into a line and a status.
+    """
+    before = {number: signal.getsignal(number) for number in signals.NUMBERS}
+    try:
+        main.Work(Startup(time.monotonic()))(communicator(), list(map(str, args)))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_blobs(folder: Path, samples: int = 240) -> Path:

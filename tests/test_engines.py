@@ -14,7 +14,7 @@ from running import REPOSITORY, one_line, result, run
 
 from amn_mpi import engines, models, native
 from amn_mpi.config import Config, Model
-from amn_mpi.errors import ConfigError
+from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.methods import fedavg
 
 KEYS = ("--data.clients", 4, "--rounds", 2, "--local.epochs", 1, "--progress", "off")
@@ -42,27 +42,49 @@ def test_a_model_that_it_does_not_know() -> None:
         chosen("compiled", "resnet8")
 
 
-@pytest.mark.parametrize("ranks", [0, 3])
-def test_no_compiled_engine_here(tmp_path: Path, ranks: int) -> None:
-    """A rank that lacks it ends all with one line; without it one runs by ``--engine torch``."""
-    env = {"AMN_CACHE": tmp_path / "cache", "AMN_NATIVE": "off"}
-    done = run(*KEYS, "--out", tmp_path / "out", ranks=ranks, env=env)
+LACKING = ("engine = auto", "has no compiled engine (AMN_NATIVE is off)", "--engine torch")
+
+
+@pytest.fixture
+def lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A machine without the compiled engine, in this process and in others."""
+    env = {"AMN_CACHE": str(tmp_path / "cache"), "AMN_NATIVE": "off"}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    return env
+
+
+def test_no_compiled_engine_here(tmp_path: Path, lacking: dict[str, str]) -> None:
+    """Without it one runs by ``--engine torch``."""
+    with pytest.raises(ConfigError) as caught:
+        plain.here(*KEYS, "--out", tmp_path / "out")
+    assert [words for words in LACKING if words not in str(caught.value)] == []
+    plain.here(*KEYS, "--engine", "torch", "--out", tmp_path / "out")
+    assert result(tmp_path / "out")["engine"] == "cpu-torch"
+
+
+def test_no_compiled_engine_on_three_ranks(tmp_path: Path, lacking: dict[str, str]) -> None:
+    """They end with one line."""
+    done = run(*KEYS, "--out", tmp_path / "out", ranks=3, env=lacking)
     assert done.returncode == 2
     line = one_line(done.stderr)
-    for words in ("engine = auto", "has no compiled engine (AMN_NATIVE is off)", "--engine torch"):
-        assert words in line
-    done = run(*KEYS, "--engine", "torch", "--out", tmp_path / "out", ranks=ranks, env=env)
+    assert [words for words in LACKING if words not in line] == []
+    done = run(*KEYS, "--engine", "torch", "--out", tmp_path / "out", ranks=3, env=lacking)
     assert (done.returncode, done.stderr) == (0, "")
     assert result(tmp_path / "out")["engine"] == "cpu-torch"
 
 
 @needs_native
-def test_all_ranks_take_what_the_oldest_processor_runs(tmp_path: Path) -> None:
+def test_all_ranks_take_what_the_oldest_processor_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = REPOSITORY / "tests" / "scripts" / "instructions.py"
     env = {"AMN_CACHE": tmp_path / "cache"}
     done = run(*KEYS, "--out", tmp_path / "mixed", ranks=3, script=script, env=env)
     assert (done.returncode, done.stderr) == (0, "")
-    run(*KEYS, "--out", tmp_path / "old", env={**env, "AMN_NATIVE": "generic"})
+    for name, value in {**env, "AMN_NATIVE": "generic"}.items():
+        monkeypatch.setenv(name, str(value))
+    plain.here(*KEYS, "--out", tmp_path / "old")
     mixed, old = (result(tmp_path / name) for name in ("mixed", "old"))
     assert mixed["engine"] == old["engine"] == "cpu-compiled"
     assert mixed["versions"]["instructions"] == old["versions"]["instructions"] == "generic"
@@ -70,13 +92,14 @@ def test_all_ranks_take_what_the_oldest_processor_runs(tmp_path: Path) -> None:
 
 
 @needs_native
-def test_a_run_goes_on_with_its_own_engine_only(tmp_path: Path) -> None:
-    env = {"AMN_CACHE": tmp_path / "cache"}
+def test_a_run_goes_on_with_its_own_engine_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMN_CACHE", str(tmp_path / "cache"))
     what = (*KEYS, "--out", tmp_path / "out", "--resume", "auto", "--checkpoint.every", 1)
-    assert run(*what, env=env).returncode == 0
-    done = run(*what, "--rounds", 3, "--engine", "torch", env=env)
-    assert done.returncode == 1
-    assert "was made with another engine (cpu-compiled, now cpu-torch)" in one_line(done.stderr)
+    plain.here(*what)
+    with pytest.raises(UserError) as caught:
+        plain.here(*what, "--rounds", 3, "--engine", "torch")
+    assert caught.value.status == 1
+    assert "was made with another engine (cpu-compiled, now cpu-torch)" in str(caught.value)
 
 
 @needs_native

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import plain
 import pytest
 import yaml
-from running import REPOSITORY, environment, run
+from running import REPOSITORY, environment
 
 from amn_mpi import checkpoint, health, inspect
 
@@ -24,8 +25,7 @@ NEWEST, EARLIER = "checkpoints/round-000003.h5", "checkpoints/round-000002.h5"
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inspect")
     words = (*KEYS, "--device", "cpu", "--baselines", "fedavg", "--data.cache", folder / "cache")
-    done = run(*words, "--out", folder / "run")
-    assert done.returncode == 0, done.stderr
+    plain.here(*words, "--out", folder / "run")
     return folder / "run"
 
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import plain
 import pytest
+from plain import here
 from running import REPOSITORY, end, one_line, ranks_of, result, start, wait_for
 
-from amn_mpi import checkpoint, cli, main
+from amn_mpi import checkpoint, cli
 from amn_mpi.checkpoint import Reader
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.runfolder import RunFolder, lock
-from amn_mpi.startup import Startup
 
 SLOW = REPOSITORY / "tests" / "scripts" / "slow.py"
 ROUNDS = 12  # five common ones, then attention and meta steps
@@ -43,16 +43,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def same_cache(cache: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMN_CACHE", str(cache["AMN_CACHE"]))
-
-
-def here(*args: object) -> None:
-    """A whole run on one rank in this process: starting another one takes seconds, most of them torch."""
-    before = {number: signal.getsignal(number) for number in main.signals.NUMBERS}
-    try:
-        main.Work(Startup(time.monotonic()))(plain.communicator(), list(map(str, args)))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def refused(*args: object, kind: type[UserError] = UserError) -> str:

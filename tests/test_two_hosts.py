@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import hosts
+import plain
 import pytest
 from running import result, run
 
@@ -22,8 +23,7 @@ def under() -> list[str]:
 def models(under: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """The checksum of the models that one rank makes."""
     folder = tmp_path_factory.mktemp("one")
-    done = run(*JOB, "--out", folder / "out", env={"AMN_CACHE": folder / "cache"})
-    assert (done.returncode, done.stderr) == (0, "")
+    plain.here(*JOB, "--out", folder / "out", "--data.cache", folder / "cache")
     return result(folder / "out")["models_sha256"]
 
 
