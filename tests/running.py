@@ -99,6 +99,16 @@ def run(
     return end(process, timeout)
 
 
+def run_each(
+    lines: Sequence[Sequence[object]], folder: Path, ranks: int, timeout: float = 240.0
+) -> subprocess.CompletedProcess[str]:
+    """Runs one after another in one start of the ranks, which takes longer than small runs."""
+    path = folder / "lines.json"
+    path.write_text(json.dumps([list(map(str, line)) for line in lines]))
+    script = REPOSITORY / "tests" / "scripts" / "many.py"
+    return run(path, ranks=ranks, timeout=timeout, script=script, env={"AMN_CACHE": folder / "cache"})
+
+
 def result(folder: Path) -> dict[str, Any]:
     """The result of a finished run."""
     return json.loads((folder / "result.json").read_text())

@@ -17,13 +17,13 @@ import numpy as np
 import plain
 import pytest
 import torch
-from running import one_line, result, run
+from running import result, run_each
 
 from amn_mpi import activations, data, models, rounds
 from amn_mpi.batched import BatchedEngine, Seat
 from amn_mpi.baton import Request, together
 from amn_mpi.config import Local, Model
-from amn_mpi.errors import Interrupted
+from amn_mpi.errors import Interrupted, UserError
 from amn_mpi.local import Engine
 from amn_mpi.methods import METHODS, get
 from amn_mpi.methods.base import Pull, Update
@@ -343,29 +343,36 @@ KEYS = ("--data.clients", 8, "--data.sizes", "lognormal", "--rounds", 3, "--loca
 KEYS = (*KEYS, "--device", "cpu", "--progress", "off", "--method.common_rounds", 1)
 
 
-def finished(
-    folder: Path, name: str, ranks: int, engine: str, *more: object
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Result and models of a run of AMN."""
-    out = folder / name
-    what = (*KEYS, "--engine", engine, *more, "--out", out, "--data.cache", folder / "cache")
-    done = run(*what, ranks=ranks)
-    assert (done.returncode, done.stderr) == (0, "")
+def finished(out: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """Result and models of a run."""
     with h5py.File(out / "models.h5") as file:
         return result(out), file["models"][...]
 
 
-def test_one_rank_three_ranks_and_the_reference_engine(tmp_path: Path) -> None:
+def test_one_rank_three_ranks_and_the_reference_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To rounding; and to the bit where ranks and groups are the same, also from a checkpoint."""
-    _, reference = finished(tmp_path, "reference", 0, "torch")
-    alone, one = finished(tmp_path, "alone", 0, "batched")
-    spread, three = finished(tmp_path, "spread", 3, "batched", "--engine_clients", 3)
+    monkeypatch.setenv("AMN_CACHE", str(tmp_path / "cache"))
+
+    def line(name: str, engine: str, *more: object) -> tuple[object, ...]:
+        return (*KEYS, "--engine", engine, "--out", tmp_path / name, *more)
+
+    plain.here(*line("reference", "torch"))
+    plain.here(*line("alone", "batched"))
+    again = line("again", "batched", "--engine_clients", 3, "--resume", "auto")
+    lines = [line("spread", "batched", "--engine_clients", 3), (*again, "--rounds", 2), again]
+    done = run_each(lines, tmp_path, ranks=3)
+    assert (done.returncode, done.stderr) == (0, "")
+    _, reference = finished(tmp_path / "reference")
+    alone, one = finished(tmp_path / "alone")
+    spread, three = finished(tmp_path / "spread")
     assert alone["engine"] == spread["engine"] == "cpu-batched"
     np.testing.assert_allclose(one, reference, **CLOSE)
     np.testing.assert_allclose(three, reference, **CLOSE)
-    again = ("again", 3, "batched", "--engine_clients", 3, "--resume", "auto")
-    finished(tmp_path, *again, "--rounds", 2)
-    assert finished(tmp_path, *again)[0]["models_sha256"] == spread["models_sha256"]
+    resumed = result(tmp_path / "again")
+    assert resumed["models_sha256"] == spread["models_sha256"]
+    assert [each["after_round"] for each in resumed["starts"]] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +382,11 @@ def test_one_rank_three_ranks_and_the_reference_engine(tmp_path: Path) -> None:
         (("--engine_clients", -1), "engine_clients = -1: valid is a whole number >= 0"),
     ],
 )
-def test_bad_configuration(tmp_path: Path, words: tuple[object, ...], told: str) -> None:
-    env = {"AMN_CACHE": tmp_path / "cache"}
-    done = run(*KEYS, "--engine", "batched", *words, "--out", tmp_path / "out", env=env)
-    assert done.returncode == 2 and told in one_line(done.stderr)
+def test_bad_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...], told: str
+) -> None:
+    monkeypatch.setenv("AMN_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError) as caught:
+        plain.here(*KEYS, "--engine", "batched", *words, "--out", tmp_path / "out")
+    assert caught.value.status == 2
+    assert told in str(caught.value) and "\n" not in str(caught.value)

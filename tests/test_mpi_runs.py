@@ -5,17 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from running import REPOSITORY, result, run
+from running import REPOSITORY, result, run, run_each
 
 
-def finished(out: Path, *args: object, ranks: int, timeout: float = 120, **env: object) -> dict[str, Any]:
+def finished(out: Path, *args: object, ranks: int, timeout: float = 120) -> dict[str, Any]:
     """The result of a run that must succeed without a word on standard error."""
-    env = {"AMN_CACHE": out.parent / "cache", **env}
+    env = {"AMN_CACHE": out.parent / "cache"}
     done = run("--out", out, "--progress", "off", *args, ranks=ranks, timeout=timeout, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -30,28 +31,20 @@ def what_counts(found: dict[str, Any], out: Path) -> dict[str, Any]:
     return {**kept, "baselines": scores, "rounds": [{**row, "seconds": 0, "turn_seconds": 0} for row in rows]}
 
 
-def on_ranks(tmp_path: Path, *args: object, ranks: tuple[int, ...] = (1, 3, 5), **env: object) -> list:
-    found = []
+def on_ranks(
+    folder: Path, cases: Mapping[str, Sequence[object]], ranks: tuple[int, ...] = (1, 3, 5)
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """What counts of each case, by number of ranks; one start of the ranks for all cases."""
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in cases}
     for n in ranks:
-        out = tmp_path / f"on{n}"
-        found.append(what_counts(finished(out, *args, ranks=n, **env), out))
+        outs = {name: folder / f"{name}-{n}" for name in cases}
+        lines = [("--out", outs[name], "--progress", "off", *words) for name, words in cases.items()]
+        done = run_each(lines, folder, ranks=n)
+        assert (done.returncode, done.stderr) == (0, "")
+        for name, out in outs.items():
+            assert result(out)["ranks"] == n
+            found[name][n] = what_counts(result(out), out)
     return found
-
-
-def test_amn_and_all_baselines_on_digits(tmp_path: Path) -> None:
-    """Ten rounds: five common ones, five with attention and meta steps."""
-    args = ("--rounds", 10, "--local.epochs", 1, "--baselines", "local,fedavg,fedavg_ft")
-    one, three, five = on_ranks(tmp_path, *args)
-    assert one == three == five
-    assert set(one["baselines"]) == {"local", "fedavg", "fedavg_ft"}
-
-
-@pytest.mark.parametrize("method", ["amn", "fedavg"])
-def test_half_a_cohort_and_skewed_sizes(tmp_path: Path, method: str) -> None:
-    args = ("--rounds", 9, "--local.epochs", 1, "--cohort", 0.5, "--data.sizes", "lognormal")
-    args += ("--method.name", method, "--data.clients", 13, "--local.momentum", 0.5)
-    one, three, five = on_ranks(tmp_path, *args)
-    assert one == three == five
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -68,18 +61,40 @@ def write_images(folder: Path, count: int) -> None:
             (folder / name).write_bytes(gzip.compress(head + array.tobytes(), 1))
 
 
-@pytest.mark.parametrize("method, engine", [("amn", "torch"), ("fedavg", "auto")])
-def test_cnn_on_images(tmp_path: Path, method: str, engine: str) -> None:
-    """The 582,026-parameter CNN, from IDX files to models, with half of the clients a round."""
-    write_images(tmp_path, 800)
-    args = ["--config", "fashion_mnist", "--model.name", "cnn", "--rounds", 2, "--data.clients", 8]
-    args += ["--data.train_per_client", 24, "--data.test_per_client", 8, "--data.root", tmp_path]
-    args += ["--cohort", 0.5, "--local.epochs", 1, "--method.name", method]
-    args += ["--engine", engine]
-    if method == "amn":
-        args += ["--method.common_rounds", 1]
-    one, three, five = on_ranks(tmp_path, *args)
+CASES: dict[str, tuple[object, ...]] = {
+    # Five common rounds, then five with attention and meta steps.
+    "amn_and_baselines": ("--rounds", 10, "--local.epochs", 1, "--baselines", "local,fedavg,fedavg_ft"),
+}
+for method in ("amn", "fedavg"):
+    CASES[f"half_a_cohort_and_skewed_sizes_{method}"] = (
+        *("--rounds", 9, "--local.epochs", 1, "--cohort", 0.5, "--data.sizes", "lognormal"),
+        *("--method.name", method, "--data.clients", 13, "--local.momentum", 0.5),
+    )
+# The 582,026-parameter CNN, from IDX files to models, with half of the clients a round.
+for method, engine in (("amn", "torch"), ("fedavg", "auto")):
+    CASES[f"cnn_on_images_{method}_{engine}"] = (
+        *("--config", "fashion_mnist", "--model.name", "cnn", "--rounds", 2, "--data.clients", 8),
+        *("--data.train_per_client", 24, "--data.test_per_client", 8, "--data.root", "IMAGES"),
+        *("--cohort", 0.5, "--local.epochs", 1, "--method.name", method, "--engine", engine),
+        *(("--method.common_rounds", 1) if method == "amn" else ()),
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("found")
+    write_images(folder, 800)
+    cases = {name: [folder if word == "IMAGES" else word for word in words] for name, words in CASES.items()}
+    return on_ranks(folder, cases)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_bits_on_1_3_and_5_ranks(found: dict[str, dict[int, dict[str, Any]]], name: str) -> None:
+    one, three, five = (found[name][n] for n in (1, 3, 5))
     assert one == three == five
+    assert len(one["rounds"]) == CASES[name][CASES[name].index("--rounds") + 1]
+    if name == "amn_and_baselines":
+        assert set(one["baselines"]) == {"local", "fedavg", "fedavg_ft"}
 
 
 @pytest.mark.alone

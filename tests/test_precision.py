@@ -11,7 +11,7 @@ import numpy as np
 import plain
 import pytest
 import torch
-from running import REPOSITORY, one_line, result, run
+from running import REPOSITORY, one_line, result, run, run_each
 from torch import nn
 from torch.nn import functional
 
@@ -246,23 +246,30 @@ def types(path: Path) -> set[str]:
         return {str(item.dtype) for item in found if isinstance(item, h5py.Dataset)}
 
 
-def test_ranks_and_interruptions_change_no_bit(images: Path, tmp_path: Path) -> None:
+def test_ranks_and_interruptions_change_no_bit(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keys = ("--data.name", images / "images.npz", "--data.cache", images, "--data.clients", 4)
     keys += ("--model.name", "lenet5_bn", "--local.epochs", 1, "--progress", "off", "--precision", "bf16")
     keys += ("--resume", "auto", "--checkpoint.every", 2, "--method.common_rounds", 1)
-    runs = (("whole", 4, 1), ("three", 4, 3), ("parts", 2, 3), ("parts", 4, 0))
-    for name, rounds, ranks in runs:
-        done = run(*keys, "--out", tmp_path / name, "--rounds", rounds, ranks=ranks)
-        assert (done.returncode, done.stderr) == (0, "")
+
+    def line(name: str, rounds: int, *more: object) -> tuple[object, ...]:
+        return (*keys, "--out", tmp_path / name, "--rounds", rounds, *more)
+
+    plain.here(*line("whole", 4))
+    done = run_each([line("three", 4), line("parts", 2)], tmp_path, ranks=3)
+    assert (done.returncode, done.stderr) == (0, "")
+    plain.here(*line("parts", 4))
+    assert capsys.readouterr().err == ""
+    assert [each["ranks"] for each in result(tmp_path / "parts")["starts"]] == [3, 1]
     found = [result(tmp_path / name) for name in ("whole", "three", "parts")]
     assert len({each["models_sha256"] for each in found}) == 1
     assert {(each["precision"], each["engine"]) for each in found} == {("bf16", "cpu-torch")}
     newest = max((tmp_path / "parts" / "checkpoints").glob("*.h5"))
     for file in (newest, tmp_path / "parts" / "models.h5"):
         assert "float32" in types(file) and not {"float16", "int16", "uint16"} & types(file)
-    done = run(*keys, "--out", tmp_path / "parts", "--rounds", 6, "--precision", "fp32")
-    assert done.returncode == 2
-    assert "precision = fp32" in one_line(done.stderr) and "was made with bf16" in done.stderr
+    with pytest.raises(ConfigError, match="precision = fp32.*was made with bf16"):
+        plain.here(*line("parts", 6, "--precision", "fp32"))
 
 
 def test_which_engine_trains_in_bf16() -> None:
@@ -306,9 +313,9 @@ def test_all_ranks_take_torch_where_one_has_no_compiled_bf16(tmp_path: Path) -> 
 @pytest.mark.skipif(not native.available("bf16"), reason=native.reason("bf16") or "there")
 def test_ranks_change_no_bit_of_the_compiled_engine(images: Path, tmp_path: Path) -> None:
     keys = ("--data.name", images / "images.npz", "--data.cache", images, "--model.name", "lenet5")
-    for ranks in (1, 3):
-        done = run(*COMMON, *keys, "--out", tmp_path / str(ranks), ranks=ranks)
-        assert (done.returncode, done.stderr) == (0, "")
+    plain.here(*COMMON, *keys, "--out", tmp_path / "1")
+    done = run(*COMMON, *keys, "--out", tmp_path / "3", ranks=3)
+    assert (done.returncode, done.stderr) == (0, "")
     one, three = (result(tmp_path / name) for name in ("1", "3"))
     assert one["models_sha256"] == three["models_sha256"]
     assert {(each["precision"], each["engine"]) for each in (one, three)} == {("bf16", "cpu-compiled")}
@@ -316,6 +323,5 @@ def test_ranks_change_no_bit_of_the_compiled_engine(images: Path, tmp_path: Path
 
 
 def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
-    done = run("--precision", "fp16", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert "precision" in one_line(done.stderr) and "fp32" in done.stderr and "bf16" in done.stderr
+    with pytest.raises(ConfigError, match="precision = fp16: valid is .*fp32.*bf16"):
+        plain.here("--precision", "fp16", "--out", tmp_path / "out")
