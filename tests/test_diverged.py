@@ -15,7 +15,7 @@ import numpy as np
 import plain
 import pytest
 import torch
-from running import one_line, result, run
+from running import result, run
 
 from amn_mpi import rng, rounds, session, turns
 from amn_mpi.clock import Clock
@@ -257,34 +257,30 @@ def keys(folder: Path, huge: tuple[int, ...]) -> list[object]:
     return [*data, "--rounds", 3, "--local.epochs", 2, "--device", "cpu", "--progress", "off"]
 
 
-def test_the_same_bits_on_1_and_3_ranks(tmp_path: Path) -> None:
+def test_the_same_bits_on_1_and_3_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
-    for ranks in (0, 3):
+    for ranks in (1, 3):
         out = tmp_path / f"{ranks}"
         words = [*keys(tmp_path, (2,)), "--method.common_rounds", 1, "--baselines", "fedavg,scaffold"]
-        done = run(*words, "--out", out, ranks=ranks)
-        assert done.returncode == 0, done.stderr
+        if ranks == 1:
+            plain.here(*words, "--out", out)
+            said, warned = capsys.readouterr()
+        else:
+            done = run(*words, "--out", out, ranks=ranks)
+            said, warned = done.stdout, done.stderr
+            assert done.returncode == 0, warned
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         names = [row.pop("diverged") for row in rows]
         assert names == [names[0]] * 3 and len(names[0]) == 1
         client = names[0][0]
         assert result(out)["diverged"] == {str(client): 3}
-        told = done.stderr.splitlines()
-        assert len(told) == 3, done.stderr  # of each method once
+        told = warned.splitlines()
+        assert len(told) == 3, warned  # of each method once
         for line, method in zip(told, ("amn", "fedavg", "scaffold")):
             assert line.startswith(f"amn_mpi: warning: {method}, round 1: client {client} diverged: ")
-        assert "3 turns of 1 clients diverged" in done.stdout
+        assert "3 turns of 1 clients diverged" in said
         for row in rows:
             del row["turn_seconds"], row["seconds"]
         baselines = {name: s["mean_accuracy"] for name, s in result(out)["baselines"].items()}
         found.append((rows, result(out)["models_sha256"], baselines, names))
     assert found[0] == found[1]
-
-
-def test_all_clients_diverged(tmp_path: Path) -> None:
-    words = [*keys(tmp_path, ()), "--local.lr", 1e30, "--baselines", "fedavg"]
-    done = run(*words, "--out", tmp_path / "out", ranks=3)
-    assert done.returncode == 1
-    told = one_line(done.stderr)
-    assert told.startswith("amn_mpi: round 1: every client of the cohort diverged, client 0 first: ")
-    assert not (tmp_path / "out" / "result.json").exists()

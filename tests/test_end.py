@@ -1,4 +1,4 @@
-"""How runs end: an error on many ranks, signals, a kill, slow ranks, two starts at one moment."""
+"""How runs end: divergence on all ranks, a slow rank, early signals, a kill, two starts at one moment."""
 
 from __future__ import annotations
 
@@ -24,24 +24,16 @@ def env(tmp_path: Path) -> dict[str, Path]:
     return {"AMN_CACHE": tmp_path / "cache"}
 
 
-# ---- an error on several ranks at once
+# ---- divergence on several ranks at once
 
 
 def test_divergence_on_all_ranks_is_told_once(tmp_path: Path, env: dict[str, Path]) -> None:
     what = ("--local.lr", 1e20, "--data.concept", "none", "--rounds", 2, "--progress", "off")
-    done = run(*what, "--out", tmp_path / "out", ranks=5, env=env)
+    done = run(*what, "--baselines", "fedavg", "--out", tmp_path / "out", ranks=5, env=env)
     assert done.returncode == 1
-    assert re.match(r"amn_mpi: round 1: every client .* diverged, client 0 first", one_line(done.stderr))
-    assert not (tmp_path / "out" / "result.json").exists()
-
-
-def test_an_exception_on_all_workers_is_told_once(tmp_path: Path, env: dict[str, Path]) -> None:
-    what = (*SMALL, "--rounds", 2, "--out", tmp_path / "out")
-    done = run(*what, ranks=5, env={**env, "HOW": "wrong"}, script=ENDING)
-    assert done.returncode == 1
-    assert done.stderr.count("Traceback (most recent call last)") == 1, done.stderr
-    assert len(re.findall(r"^amn_mpi: error on rank [1-4] \(", done.stderr, re.M)) == 1, done.stderr
-    assert done.stderr.count("ZeroDivisionError: broken on purpose") == 1
+    line = one_line(done.stderr)
+    assert re.match(r"amn_mpi: round 1: every client of the cohort diverged, client 0 first: ", line)
+    assert "NaN or Inf" in line and "local.lr" in line
     assert not (tmp_path / "out" / "result.json").exists()
 
 
@@ -63,21 +55,6 @@ def test_a_slow_rank_is_not_taken_for_hung(tmp_path: Path, env: dict[str, Path])
 
 
 # ---- signals
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
-def test_a_signal_in_mid_round(tmp_path: Path, env: dict[str, Path], name: str) -> None:
-    out, number = tmp_path / "out", signal.Signals[name]
-    process = start(*ENDLESS, "--out", out, ranks=3, env=env)
-    wait_for(out / "metrics.jsonl", 3, process)
-    process.send_signal(number)
-    begun = time.monotonic()
-    done = end(process, 20)
-    assert time.monotonic() - begun < 10
-    assert done.returncode == 75
-    line = one_line(done.stderr)
-    assert re.search(f"stopped by {name}; after round [0-9]+ of 100000; --resume auto goes on from", line)
-    assert not (out / "result.json").exists() and not (out / ".lock").exists()
 
 
 def interrupted(folder: Path, delay: float) -> subprocess.CompletedProcess[str]:

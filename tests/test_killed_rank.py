@@ -1,8 +1,9 @@
-"""A rank that is killed is named, once; every other end is silent and leaves no process behind."""
+"""A rank that is killed is named, once; other ends are told as what they are; no process is left behind."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import hosts
 import pytest
-from running import end, ranks_of, run, start, wait_for
+from running import end, one_line, ranks_of, run, start, wait_for
 
 SMALL = ("--data.clients", 4, "--local.epochs", 1, "--progress", "off")
 ENDLESS = (*SMALL, "--rounds", 100000, "--evaluate.every", 1000000)
@@ -37,8 +38,8 @@ def processes(folder: Path) -> list[str]:
     return [line for line in found if line]  # a zombie has none
 
 
-def nothing_left(folder: Path) -> None:
-    until = time.monotonic() + 10
+def nothing_left(folder: Path, seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
     while (left := processes(folder)) and time.monotonic() < until:
         time.sleep(0.05)
     assert left == []
@@ -91,24 +92,45 @@ def test_nothing_outlives_a_killed_launcher(tmp_path: Path, env: dict[str, Any])
 
 
 def test_a_normal_end_is_silent(tmp_path: Path, env: dict[str, Any]) -> None:
-    """With ranks that have nothing to do, too."""
-    done = run(*SMALL, "--rounds", 2, "--out", tmp_path / "out", ranks=6, env=env)
+    """But for a warning where ranks have nothing to do."""
+    done = run(*SMALL, "--rounds", 2, "--out", tmp_path / "out", ranks=7, env=env)
     assert done.returncode == 0
-    assert "1 stay idle" in done.stderr and "was killed" not in done.stderr
+    line = one_line(done.stderr)
+    assert "warning" in line and "7 ranks for 4 clients" in line and "2 stay idle" in line
+    assert (tmp_path / "out" / "result.json").exists()
     nothing_left(tmp_path)
 
 
-def test_an_error_is_told_as_one(tmp_path: Path, env: dict[str, Any]) -> None:
+def test_an_error_on_all_workers_is_told_once(tmp_path: Path, env: dict[str, Any]) -> None:
     what = (*SMALL, "--rounds", 2, "--out", tmp_path / "out")
-    done = run(*what, ranks=3, env={**env, "HOW": "wrong"}, script=ENDING)
+    done = run(*what, ranks=5, env={**env, "HOW": "wrong"}, script=ENDING)
     assert done.returncode == 1
-    assert "broken on purpose" in done.stderr and "was killed" not in done.stderr
+    assert done.stderr.count("Traceback (most recent call last)") == 1, done.stderr
+    assert len(re.findall(r"^amn_mpi: error on rank [1-4] \(", done.stderr, re.M)) == 1, done.stderr
+    assert done.stderr.count("ZeroDivisionError: broken on purpose") == 1
+    assert "was killed" not in done.stderr
+    assert not (tmp_path / "out" / "result.json").exists()
     nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_told_as_one(tmp_path: Path, env: dict[str, Any], how: signal.Signals) -> None:
-    process = endless(tmp_path, env)
-    process.send_signal(how)
-    assert f"stopped by {how.name}" in loss(end(process, 10))
-    nothing_left(tmp_path)
+STOPS = [("launcher", name) for name in ("SIGINT", "SIGTERM", "SIGUSR1")]
+STOPS += [("worker", "SIGTERM"), ("server", "SIGTERM")]
+
+
+@pytest.mark.parametrize("whom, name", STOPS)
+def test_a_stop_in_mid_round_is_told_as_one(
+    tmp_path: Path, env: dict[str, Any], whom: str, name: str
+) -> None:
+    process, out = endless(tmp_path, env), tmp_path / "out"
+    pids = ranks_of(process, 3)
+    os.kill({"launcher": process.pid, "worker": pids[2], "server": pids[0]}[whom], signal.Signals[name])
+    begun = time.monotonic()
+    done = end(process, 20)
+    assert time.monotonic() - begun < 10
+    assert done.returncode == 75
+    assert one_line(done.stderr) == loss(done)
+    assert re.search(
+        f"stopped by {name}; after round [0-9]+ of 100000; --resume auto goes on from", loss(done)
+    )
+    assert not (out / "result.json").exists() and not (out / ".lock").exists()
+    nothing_left(tmp_path, 2.0)
