@@ -11,8 +11,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import plain
 import pytest
 import slurm
 import yaml
@@ -34,7 +36,9 @@ COMPARISON = {
     "methods": {"ditto": {}, "local": {}},
 }
 LIMITS = 30  # seconds between two looks of slurmctld at time limits
-Case = Callable[[slurm.Cluster, Path], None]
+# A case that has left models gives back the check of them, a run on one rank: it is to be in this process,
+# where torch is there already, and in its main thread.
+Case = Callable[[slurm.Cluster, Path], Callable[[], None] | None]
 CASES: dict[str, Case] = {}
 
 
@@ -55,7 +59,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]
 @pytest.fixture(scope="module")
 def under_way(
     cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[dict[str, Future[None]]]:
+) -> Iterator[dict[str, Future[Callable[[], None] | None]]]:
     """The cases that were asked for."""
     names = [str(item.name) for item in request.session.items if item.path == request.path]
     names = [name for name in CASES if f"test_on_slurm[{name}]" in names]
@@ -71,15 +75,13 @@ def config(folder: Path, rounds: int) -> Path:
     return path
 
 
-def check_unbroken(cluster: slurm.Cluster, folder: Path, *outs: Path, ranks: int = 0) -> None:
+def check_unbroken(cluster: slurm.Cluster, folder: Path, *outs: Path) -> None:
     """What jobs have left is what a run without Slurm and without a break leaves."""
-    env = {"AMN_CACHE": cluster.env["AMN_CACHE"]}
-    done = run("--config", folder / "job.yaml", "--out", folder / "plain", ranks=ranks, env=env, timeout=90)
-    assert done.returncode == 0, done.stderr
-    plain = result(folder / "plain")
+    alone, cache = folder / "alone", cluster.env["AMN_CACHE"]
+    plain.here("--config", folder / "job.yaml", "--out", alone, "--data.cache", cache)
     for out in outs:
-        assert result(out)["models_sha256"] == plain["models_sha256"]
-        assert len((out / "metrics.jsonl").read_text().splitlines()) == plain["rounds"]
+        assert result(out)["models_sha256"] == result(alone)["models_sha256"]
+        assert len((out / "metrics.jsonl").read_text().splitlines()) == result(alone)["rounds"]
 
 
 # ---- jobs that go back into the queue
@@ -114,16 +116,16 @@ class Endless:
         config(self.folder, rounds)
         return rounds
 
-    def finishes(self) -> None:
+    def finishes(self) -> Callable[[], None]:
         rounds = self.gets_an_end()
         self.job.ends("COMPLETED")
         assert "start 2 on" in self.job.log
         assert f"4 clients, {rounds} rounds, 2 ranks" in self.job.log
-        check_unbroken(self.cluster, self.folder, self.out)
+        return partial(check_unbroken, self.cluster, self.folder, self.out)
 
 
 @case
-def time_limit(cluster: slurm.Cluster, folder: Path) -> None:
+def time_limit(cluster: slurm.Cluster, folder: Path) -> Callable[[], None]:
     """USR1 comes with the next look at time limits; the job begins 16 s ahead of one."""
     wait = int((LIMITS - 16 - (time.monotonic() - cluster.began)) % LIMITS)
     options = f"--nodes=2 --ntasks-per-node=1 --time=1 --signal=B:USR1@55 --begin=now+{wait}"
@@ -132,11 +134,11 @@ def time_limit(cluster: slurm.Cluster, folder: Path) -> None:
     cluster.ask("scontrol", "update", f"JobId={run.job.number}", "TimeLimit=60")
     assert "SIGUSR1: the ranks are to write a checkpoint and stop" in run.job.log
     assert "end with status 75" in run.job.log and ": requeued" in run.job.log
-    run.finishes()
+    return run.finishes()
 
 
 @case
-def node_fails(cluster: slurm.Cluster, folder: Path) -> None:
+def node_fails(cluster: slurm.Cluster, folder: Path) -> Callable[[], None]:
     """One node of two says nothing any more, so the ranks cannot agree on a last checkpoint."""
     run = Endless(cluster, folder, "--partition=frail --nodes=2 --ntasks-per-node=1", "--checkpoint.every", 3)
     run.job.until(run.saved, "its first checkpoint")
@@ -144,32 +146,34 @@ def node_fails(cluster: slurm.Cluster, folder: Path) -> None:
     cluster.freeze("n4")
     cluster.ask("scontrol", "update", "NodeName=n4", "State=DOWN", "Reason=test")
     run.is_back()
-    run.finishes()
+    check = run.finishes()
     assert "start 2 on n[3,5]" in run.job.log
+    return check
 
 
 @case
-def requeued_by_hand(cluster: slurm.Cluster, folder: Path) -> None:
+def requeued_by_hand(cluster: slurm.Cluster, folder: Path) -> Callable[[], None]:
     run = Endless(cluster, folder, "--nodes=1 --ntasks-per-node=2", AMN_LAUNCHER="mpirun")
     run.trains()
     cluster.ask("scontrol", "requeue", run.job.number)
     run.is_back()
-    run.finishes()
+    check = run.finishes()
     assert ": mpirun -n 2" in run.job.log
     assert run.job.facts["Restarts"] == "1", "the script has requeued what Slurm had requeued"
+    return check
 
 
 @case
-def preempted(cluster: slurm.Cluster, folder: Path) -> None:
+def preempted(cluster: slurm.Cluster, folder: Path) -> Callable[[], None]:
     run = Endless(cluster, folder, "--partition=low --nodes=1 --ntasks-per-node=2")
     run.trains()
     cluster.ask("sbatch", "--partition=urgent", "--ntasks=16", "--wrap=sleep 1", cwd=folder)
     run.is_back()
-    run.finishes()
+    return run.finishes()
 
 
 @case
-def cancelled(cluster: slurm.Cluster, folder: Path) -> None:
+def cancelled(cluster: slurm.Cluster, folder: Path) -> Callable[[], None]:
     """It does not come back by itself. Another job goes on with its folder."""
     run = Endless(cluster, folder, "--nodes=1 --ntasks-per-node=2")
     run.trains()
@@ -181,11 +185,11 @@ def cancelled(cluster: slurm.Cluster, folder: Path) -> None:
     again = cluster.submit("jobs/train.sbatch", *words, cwd=folder, options="--nodes=1 --ntasks-per-node=2")
     again.ends("COMPLETED")
     assert run.job.state == "CANCELLED"
-    check_unbroken(cluster, folder, run.out)
+    return partial(check_unbroken, cluster, folder, run.out)
 
 
 @case
-def killed(cluster: slurm.Cluster, folder: Path) -> None:
+def killed(cluster: slurm.Cluster, folder: Path) -> Callable[[], None]:
     """A start that could not tidy up, and an operator who sends the failed job back."""
     words = ("--checkpoint.every", 3)
     run = Endless(cluster, folder, "--nodes=1 --ntasks-per-node=2", *words)
@@ -195,7 +199,7 @@ def killed(cluster: slurm.Cluster, folder: Path) -> None:
     assert "requeued" not in run.job.log
     cluster.ask("scontrol", "requeue", run.job.number)
     run.is_back()
-    run.finishes()
+    return run.finishes()
 
 
 @case
@@ -221,8 +225,8 @@ def launcher(folder: Path, script: str) -> str:
 
 
 @case
-def same_models(cluster: slurm.Cluster, folder: Path) -> None:
-    """Two jobs of both kinds and mpirun by itself."""
+def same_models(cluster: slurm.Cluster, folder: Path) -> Callable[[], None]:
+    """Of jobs of both kinds, on two ranks and on three."""
     path = config(folder, 3)
     cpu = cluster.submit("jobs/train.sbatch", path, cwd=folder, options="--nodes=2 --ntasks-per-node=1")
     options = "--nodes=2 --gpus-per-node=1 --ntasks-per-node=2 --cpus-per-task=1"
@@ -231,7 +235,7 @@ def same_models(cluster: slurm.Cluster, folder: Path) -> None:
     gpu.ends("COMPLETED")
     assert ": srun --mpi=pmi2" in cpu.log and ", 3 ranks," in gpu.log
     outs = [folder / "runs" / name for name in (f"train-{cpu.number}", f"train_gpu-{gpu.number}")]
-    check_unbroken(cluster, folder, *outs, ranks=3)
+    return partial(check_unbroken, cluster, folder, *outs)
 
 
 @case
@@ -326,5 +330,7 @@ def last_of_an_array(cluster: slurm.Cluster, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_on_slurm(name: str, under_way: dict[str, Future[None]]) -> None:
-    under_way[name].result()
+def test_on_slurm(name: str, under_way: dict[str, Future[Callable[[], None] | None]]) -> None:
+    check = under_way[name].result()
+    if check is not None:
+        check()
