@@ -25,6 +25,7 @@ from report import table, write  # noqa: E402
 
 from amn_mpi import methods, models  # noqa: E402
 from amn_mpi.config import Local, Model  # noqa: E402
+from amn_mpi.heap import zeros  # noqa: E402
 from amn_mpi.methods.base import Arrived, Setting  # noqa: E402
 from amn_mpi.params import ParameterLayout, vector_of  # noqa: E402
 
@@ -40,17 +41,20 @@ def measure(name: str, clients: int, turns: int) -> dict[str, Any]:
     method = methods.get("amn")(methods.options("amn")(), setting)
     server, everyone = method.init(initial), np.arange(clients)
     draw = torch.Generator().manual_seed(0)
-    server["models"] = initial + 0.01 * torch.randn(clients, layout.size, generator=draw)
-    rows = server["models"][:, None].repeat(1, 2, 1)
+    every = initial + 0.01 * torch.randn(clients, layout.size, generator=draw)
+    for client, vector in enumerate(every):
+        method.mirror(server, "models", client, vector)
+    rows = zeros(clients, 2, layout.size)
+    rows[:, 0] = every
     rows[:, 1] = 0.01 * torch.randn(clients, layout.size, generator=draw)
     figures = {figure: np.ones(clients) for figure in method.wire.figures}
     arrived = Arrived(everyone, rows, torch.empty(0), figures, np.ones(clients))
-    hybrids = torch.empty(clients, 1, layout.size)
+    hybrids = zeros(clients, 1, layout.size)
     weights, inner = torch.rand(clients, clients), torch.empty(clients, clients)
 
     def sgemm() -> None:
-        torch.mm(weights, server["models"], out=hybrids[:, 0])
-        torch.mm(rows[:, 1], server["models"].T, out=inner)
+        torch.mm(weights, every, out=hybrids[:, 0])
+        torch.mm(rows[:, 1], every.T, out=inner)
 
     seconds = np.empty((turns, len(NAMES)))
     for turn in range(-1, turns):  # the first warms up, and has all clients seen
