@@ -25,6 +25,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from arithmetic import SIDE, flops  # noqa: E402
 from report import write  # noqa: E402
 
 from amn_mpi import compiled, models, native  # noqa: E402
@@ -42,7 +43,7 @@ CASES = (
     ("mlp", (1, 28, 28), 10),
     ("linear", (1, 28, 28), 10),
 )
-CLASSES, SIDE, LR = 10, 768, 0.01
+CLASSES, LR = 10, 0.01
 
 
 def plain(module: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int) -> Callable[[], None]:
@@ -83,18 +84,6 @@ def engine(
         made.train(start, x, y, generator)
 
     return epoch
-
-
-def flops(module: nn.Module, shape: tuple[int, ...], batch: int) -> float:
-    """Of one step: three products a layer, two in the lowest; additions and products counted."""
-    total, lowest, x = 0.0, True, torch.zeros(1, *shape)
-    for layer in module.children():
-        x = layer(x)
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            places = x[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
-            total += 2.0 * layer.weight.numel() * places * (2 if lowest else 3)
-            lowest = False
-    return total * batch
 
 
 def samples(shape: tuple[int, ...], n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,8 +145,9 @@ def main() -> int:
         micro = "".join(f"{s / steps * 1e6:9.0f}" for s in seconds[:4])
         ratios = f"{own / reference:6.3f}{seconds[3] / seconds[0]:7.3f}"
         print(f"{title:22}{micro}{'':13}{ratios}{rate:9.1f}{rate / best:9.2f}", flush=True)
-        names = ("plain", "engine", "compiled", "compiled in bf16")
+        names = ("plain", "engine", *("compiled",) * fits, *("compiled in bf16",) * bool(half))
         found[title] = {name: float(s) / steps for name, s in zip(names, seconds)}
+        found[title]["sgemm_gflops"] = best
     write(options.out, found)
     return 0
 
