@@ -89,7 +89,7 @@ def series(comm: Any, argv: Sequence[str]) -> None:
 
 
 def measure(ranks: str) -> list[dict[str, Any]]:
-    from rounds import Load, pool
+    from loads import Load, pool
 
     with tempfile.TemporaryDirectory() as folder:
         x, y = pool(Load("mlp", 128, 60, 10))

@@ -1,12 +1,15 @@
 """FedAvg as a careful person writes it in plain PyTorch, without MPI: the measure of the others.
 
 One model whose parameters are views of a flat vector, ``SGD(fused=True)``, samples in memory, no DataLoader,
-persistent worker processes with a thread each that take the next client from a shared counter.
+persistent worker processes with a thread each that take the next client from a shared counter. The processes
+do rounds of one job or another as they are asked for, and sleep in between.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,72 +20,103 @@ from amn_mpi import models
 from amn_mpi.config import Model
 from amn_mpi.params import ParameterLayout, bind, vector_of
 
+END = -1
 
-def rounds(
-    model: Model, x: torch.Tensor, y: torch.Tensor, batch: int, lr: float, count: int, processes: int = 2
-) -> list[float]:
-    """Wall seconds of each of ``count`` rounds with one local epoch.
 
-    Args:
+@dataclass
+class Job:
+    """What a round does: one local epoch of every client.
+
+    Attributes:
         x, y: samples of every client, (N, n, ...) and (N, n).
     """
-    context = mp.get_context("spawn")
-    weights = vector_of(_module(model, x)).share_memory_()
-    sums = torch.zeros(processes, len(weights)).share_memory_()
-    gates, queue = [context.Barrier(processes + 1) for _ in range(2)], context.Value("i", 0)
-    shared = (model, x.share_memory_(), y.share_memory_(), batch, lr, count, weights, sums, gates, queue)
-    workers = [context.Process(target=_work, args=(k, *shared), daemon=True) for k in range(processes)]
-    for worker in workers:
-        worker.start()
-    seconds = []
-    for _ in range(count):
-        queue.value = 0
-        gates[0].wait()
-        began = time.perf_counter()
-        gates[1].wait()
-        torch.sum(sums, 0, out=weights)
-        weights /= len(x)
-        seconds.append(time.perf_counter() - began)
-    for worker in workers:
-        worker.join()
-    return seconds
+
+    model: Model
+    x: torch.Tensor
+    y: torch.Tensor
+    batch: int
+    lr: float
+
+    def module(self) -> torch.nn.Module:
+        return models.build(self.model, tuple(self.x.shape[2:]), 10, 0)
 
 
-def _module(model: Model, x: torch.Tensor) -> torch.nn.Module:
-    return models.build(model, tuple(x.shape[2:]), 10, 0)
+class PlainLoop:
+    """Processes that are there until the ``with`` ends; samples and models lie in shared memory."""
+
+    def __init__(self, jobs: Sequence[Job], processes: int = 2) -> None:
+        context = mp.get_context("spawn")
+        self._gates = [context.Barrier(processes + 1) for _ in range(2)]
+        self._queue, self._which = context.Value("i", 0), context.Value("i", 0)
+        self._jobs = [(job, vector_of(job.module()).share_memory_()) for job in jobs]
+        for job, _ in self._jobs:
+            job.x.share_memory_()
+            job.y.share_memory_()
+        most = max((len(weights) for _, weights in self._jobs), default=0)
+        self._sums = torch.zeros(processes, most).share_memory_()
+        shared = (self._jobs, self._sums, self._gates, self._queue, self._which)
+        self._workers = [context.Process(target=_work, args=(k, *shared)) for k in range(processes)]
+        for worker in self._workers:
+            worker.daemon = True
+            worker.start()
+
+    def __enter__(self) -> PlainLoop:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._which.value = END
+            self._gates[0].wait()
+        for worker in self._workers:
+            worker.join() if kind is None else worker.terminate()
+
+    def rounds(self, which: int, count: int) -> list[float]:
+        """Wall seconds of each of ``count`` rounds of a job."""
+        job, weights = self._jobs[which]
+        self._which.value, seconds = which, []
+        for _ in range(count):
+            self._queue.value = 0
+            self._gates[0].wait()
+            began = time.perf_counter()
+            self._gates[1].wait()
+            torch.sum(self._sums[:, : len(weights)], 0, out=weights)
+            weights /= len(job.x)
+            seconds.append(time.perf_counter() - began)
+        return seconds
 
 
 def _work(
     k: int,
-    model: Model,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    batch: int,
-    lr: float,
-    count: int,
-    weights: torch.Tensor,
+    jobs: list[tuple[Job, torch.Tensor]],
     sums: torch.Tensor,
     gates: list[Any],
     queue: Any,
+    which: Any,
 ) -> None:
     torch.set_num_threads(1)
-    module = _module(model, x)
-    own, _ = bind(module, ParameterLayout.of(module))
-    optimiser = torch.optim.SGD(module.parameters(), lr=lr, fused=True)
-    for _ in range(count):
+    own = []
+    for job, _ in jobs:
+        module = job.module()
+        vector, _ = bind(module, ParameterLayout.of(module))
+        own.append((module, vector, torch.optim.SGD(module.parameters(), lr=job.lr, fused=True)))
+    while True:
         gates[0].wait()
-        sums[k].zero_()
+        if which.value == END:
+            return
+        job, weights = jobs[which.value]
+        module, vector, optimiser = own[which.value]
+        total = sums[k, : len(weights)].zero_()
         while True:
             with queue.get_lock():
                 client = queue.value
                 queue.value += 1
-            if client >= len(x):
+            if client >= len(job.x):
                 break
-            own.copy_(weights)
-            order = torch.randperm(y.shape[1])
-            for part in order.split(batch):
+            vector.copy_(weights)
+            order = torch.randperm(job.y.shape[1])
+            for part in order.split(job.batch):
                 optimiser.zero_grad(set_to_none=False)
-                functional.cross_entropy(module(x[client, part]), y[client, part]).backward()
+                functional.cross_entropy(module(job.x[client, part]), job.y[client, part]).backward()
                 optimiser.step()
-            sums[k] += own
+            total += vector
         gates[1].wait()

@@ -1,12 +1,14 @@
-"""Seconds a round of whole runs, beside a plain PyTorch loop in the same run: ``make bench``
+"""Seconds of whole rounds beside a plain PyTorch loop, in turns: ``python benchmarks/rounds.py``
 
     python benchmarks/rounds.py [--quick] [--only W1,W2] [--out FILE]
 
-W1: FedAvg, 32 clients x 600 images, the 582,026-parameter CNN, batch 10, one local epoch. W1b: batch 50. Both
-also with ``precision: bf16``; the plain loop is in float32 always.
-W2: 200 clients x 60, mlp 784-64-10, batch 10. All on 3 ranks (two train), and W1 on 33; against plain
-PyTorch in two processes (``plain_loop.py``). AMN: the same as W1. The plain loop runs before and after ours;
-where its two medians are more than a tenth apart, both are taken again. Writes Markdown, and JSON to FILE.
+The workloads of ``loads.py`` on 3 ranks (two train), and W1 on 33, against plain PyTorch in float32 in two
+processes (``plain_loop.py``). A turn is rounds of the plain loop, then as many of each workload with the same
+samples, model and batch, and the rate of sgemm on one core; then the next turn. The processes of both sides
+stay, and sleep while others are timed. A ratio is the median of the turns' ratios. *of sgemm*: the dense
+operations of the round's steps, by its seconds and the rate of two cores; the compiled steps leave out most
+of what relu and max-pooling make zero, so it can exceed 1. AMN's is told of as many steps as FedAvg's,
+though it trains on seven eighths of the samples. Writes Markdown, and JSON to FILE.
 """
 
 from __future__ import annotations
@@ -17,173 +19,136 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import plain_loop  # noqa: E402
-from report import write  # noqa: E402
+from arithmetic import flops, sgemm  # noqa: E402
+from loads import LOADS, QUICK, Load, pool  # noqa: E402
+from plain_loop import Job, PlainLoop  # noqa: E402
+from report import table, write  # noqa: E402
 
 from amn_mpi.config import Model  # noqa: E402
 
-IDX = Path("/usr/share/datasets/fashion-mnist")
+SHORT = 0.5  # seconds: of shorter rounds a turn has ten
+CORES = 2  # that train on each side
 
 
-@dataclass(frozen=True)
-class Load:
-    """One workload."""
+class OnRanks:
+    """The ranks of ``rounds_on_ranks.py``, until the ``with`` ends."""
 
-    model: str
-    clients: int
-    samples: int
-    batch: int
-    method: str = "fedavg"
-    ranks: int = 3
-    precision: str = "fp32"
+    def __init__(self, ranks: int, names: Sequence[str], folder: str) -> None:
+        script = Path(__file__).with_name("rounds_on_ranks.py")
+        launcher = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks)]
+        command = [*launcher, sys.executable, str(script), folder, *names]
+        pipe = subprocess.PIPE
+        self._ranks: Any = subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe)
 
+    def __enter__(self) -> OnRanks:
+        self._answer()
+        return self
 
-LOADS = {
-    "W1": Load("cnn", 32, 600, 10),
-    "W1b": Load("cnn", 32, 600, 50),
-    "W1 in bf16": Load("cnn", 32, 600, 10, precision="bf16"),
-    "W1b in bf16": Load("cnn", 32, 600, 50, precision="bf16"),
-    "W2": Load("mlp", 200, 60, 10),
-    "AMN on W1": Load("cnn", 32, 600, 10, "amn"),
-    "W1 on 33 ranks": Load("cnn", 32, 600, 10, ranks=33),
-    "AMN on 33 ranks": Load("cnn", 32, 600, 10, "amn", ranks=33),
-}
+    def __exit__(self, *error: object) -> None:
+        self._ranks.stdin.close()
+        self._ranks.wait()
 
+    def rounds(self, name: str, count: int) -> dict[str, Any]:
+        print(json.dumps({"name": name, "rounds": count}), file=self._ranks.stdin, flush=True)
+        return self._answer()
 
-@dataclass
-class Figures:
-    """Seconds: medians over rounds; exchange and server are rank 0's without its waits."""
-
-    ours: float
-    spread: tuple[float, float]
-    plain: float
-    plain_again: float
-    exchange: float
-    server: float
-
-    @property
-    def ratio(self) -> float:
-        return 2 * self.ours / (self.plain + self.plain_again)
+    def _answer(self) -> dict[str, Any]:
+        for line in self._ranks.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"rounds_on_ranks.py ended with status {self._ranks.wait()}")
 
 
-def pool(load: Load) -> tuple[np.ndarray, np.ndarray]:
-    """Fashion-MNIST where it is installed, else blots that a network can learn, (n, 28, 28) and (n,)."""
-    count = load.clients * (load.samples + 10)
-    if IDX.is_dir():
-        import gzip
-
-        parts = []
-        for name, head in (("train-images-idx3-ubyte.gz", 16), ("train-labels-idx1-ubyte.gz", 8)):
-            raw = gzip.decompress((IDX / name).read_bytes())
-            parts.append(np.frombuffer(raw, np.uint8, offset=head))
-        return parts[0].reshape(-1, 28, 28)[:count], parts[1][:count]
-    draw = np.random.default_rng(0)
-    y = draw.integers(0, 10, count).astype(np.uint8)
-    x = draw.integers(0, 60, (count, 28, 28)).astype(np.uint8)
-    for image, label in zip(x, y):
-        image[2 * label : 2 * label + 6, 4:24] += 150
-    return x, y
-
-
-def ours(load: Load, x: np.ndarray, y: np.ndarray, count: int, folder: Path) -> tuple[list[float], dict]:
-    """Seconds of each round but the first two, and the result; the last five evaluate and do not count."""
-    np.savez(folder / "pool.npz", x=x, y=y)
-    out = folder / "out"
-    words = ["--data.name", folder / "pool.npz", "--data.labels", "iid", "--data.concept", "none"]
-    words += ["--data.clients", load.clients, "--data.train_per_client", load.samples]
-    words += ["--data.test_per_client", 10, "--model.name", load.model, "--model.hidden", 64]
-    words += ["--local.epochs", 1, "--local.batch_size", load.batch, "--local.lr", 0.01]
-    words += [
-        "--precision",
-        load.precision,
-        "--method.name",
-        load.method,
-        "--rounds",
-        count + 7,
-        "--evaluate.every",
-        count + 100,
-    ]
-    words += ["--checkpoint.minutes", 0, "--progress", "off", "--out", out, "--data.cache", folder]
-    words += ["--method.common_rounds", 1] if load.method == "amn" else []
-    launcher = [Path(sys.executable).parent / "mpirun", "-n", load.ranks]
-    command = [*launcher, sys.executable, "-m", "amn_mpi.main", *words]
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return rows[2:-5], json.loads((out / "result.json").read_text())
-
-
-def plain(load: Load, x: np.ndarray, y: np.ndarray, count: int) -> float:
+def job(load: Load, x: np.ndarray, y: np.ndarray) -> Job:
     n = load.clients * load.samples
     images = (
         torch.from_numpy(x[:n].copy()).float().view(load.clients, load.samples, 1, 28, 28) / 255 - 0.28
     ) / 0.35
     labels = torch.from_numpy(y[:n].copy()).long().view(load.clients, load.samples)
-    seconds = plain_loop.rounds(Model(load.model, hidden=64), images, labels, load.batch, 0.01, count + 1)
-    return statistics.median(seconds[1:])
+    return Job(Model(load.model, hidden=64), images, labels, load.batch, 0.01)  # type: ignore[arg-type]
 
 
-def measure(load: Load, count: int, attempts: int) -> Figures:
-    x, y = pool(load)
-    for _ in range(attempts):
-        with tempfile.TemporaryDirectory() as folder:
-            before = plain(load, x, y, count)
-            seconds, found = ours(load, x, y, count, Path(folder))
-            after = plain(load, x, y, count)
-        if abs(before - after) < 0.1 * before:
-            break
-        print(f"  the plain loop took {before:.3f}, then {after:.3f} s", file=sys.stderr)
-    part = found["seconds"]["rank0"]
-    rank0 = [part.get(name, 0.0) / found["rounds"] for name in ("exchange", "server")]
-    return Figures(statistics.median(seconds), (min(seconds), max(seconds)), before, after, *rank0)
+def measure(names: Sequence[str], turns: int) -> dict[str, Any]:
+    """Figures by name. Workloads on as many ranks share a start of these; the plain loop is started once."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        jobs: dict[tuple[str, int, int, int], Job] = {}
+        for load in (LOADS[name] for name in names):
+            if load.peers not in jobs:
+                x, y = pool(load)
+                np.savez(f"{folder}/{load.clients}x{load.samples}.npz", x=x, y=y)
+                jobs[load.peers] = job(load, x, y)
+        with PlainLoop(list(jobs.values())) as plain:
+            for ranks in sorted({LOADS[name].ranks for name in names}):
+                here = [name for name in names if LOADS[name].ranks == ranks]
+                with OnRanks(ranks, here, folder) as ours:
+                    for which, peers in enumerate(jobs):
+                        group = [name for name in here if LOADS[name].peers == peers]
+                        if group:
+                            found.update(in_turns(plain, which, ours, group, turns, jobs[peers]))
+    return {name: found[name] for name in names}
 
 
-def sgemm() -> float:
-    """GFLOP/s of one core."""
-    torch.set_num_threads(1)
-    a, b, c = torch.randn(768, 768), torch.randn(768, 768), torch.empty(768, 768)
-    best = float("inf")
-    for _ in range(40):
-        began = time.perf_counter()
-        torch.mm(a, b, out=c)
-        best = min(best, time.perf_counter() - began)
-    return 2 * 768**3 / best / 1e9
+def in_turns(
+    plain: PlainLoop, which: int, ours: OnRanks, names: Sequence[str], turns: int, what: Job
+) -> dict[str, Any]:
+    """Wall seconds a round. The plain loop's first round does not count, as the ranks' first two do not."""
+    count = 10 if min(plain.rounds(which, 1)) < SHORT else 1
+    beside: list[float] = []
+    rates: list[float] = []
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(turns):
+        beside.append(statistics.median(plain.rounds(which, count)))
+        for name in names:
+            answers[name].append(ours.rounds(name, count))
+        rates.append(sgemm())
+    rate = statistics.median(rates)
+    steps = len(what.x) * -(-what.x.shape[1] // what.batch)
+    work = steps * flops(what.module(), tuple(what.x.shape[2:]), what.batch) / 1e9
+    found = {}
+    for name in names:
+        seconds = [statistics.median(answer["seconds"]) for answer in answers[name]]
+        ratios = [own / other for own, other in zip(seconds, beside)]
+        parts = {p: statistics.median(answer[p] for answer in answers[name]) for p in ("exchange", "server")}
+        found[name] = {
+            "seconds": statistics.median(seconds),
+            "plain": statistics.median(beside),
+            "ratio": statistics.median(ratios),
+            "ratios": ratios,
+            **parts,
+            "sgemm_gflops": rate,
+            "of_sgemm": work / statistics.median(seconds) / (CORES * rate),
+        }
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="three of them with a fifth of the samples, three rounds, once"
-    )
+    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}: two turns")
     parser.add_argument("--only", default="", help="of the workloads, by name")
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", default="", help="a JSON file")
     options = parser.parse_args()
-    usual = ["W1", "W2", "AMN on W1"] if options.quick else list(LOADS)
-    chosen = [name for name in options.only.split(",") if name] or usual
-    rate, figures = sgemm(), {}
-    print(f"sgemm on one core: {rate:.1f} GFLOP/s\n")
-    print("| | seconds a round | plain loop, 2 processes | ratio | rank 0: exchange, server |")
-    print("|---|---|---|---|---|")
-    for name in chosen:
-        load = LOADS[name]
-        if options.quick:
-            load = Load(**{**asdict(load), "samples": max(60, load.samples // 5)})
-        found = figures[name] = measure(load, *((3, 1) if options.quick else (5, 3)))
-        shown = f"{found.ours:.3f} ({found.spread[0]:.3f} to {found.spread[1]:.3f})"
-        plains, rank0 = ((found.plain, found.plain_again), (found.exchange, found.server))
-        told = [", ".join(f"{seconds:.3f}" for seconds in pair) for pair in (plains, rank0)]
-        print(f"| {name} | {shown} | {told[0]} | {found.ratio:.2f} | {told[1]} |", flush=True)
-    if options.out:
-        whole = {name: {**asdict(found), "ratio": found.ratio} for name, found in figures.items()}
-        write(options.out, {"sgemm_gflops": rate, **whole})
+    names = [name for name in options.only.split(",") if name] or (QUICK if options.quick else list(LOADS))
+    found = measure(names, 2 if options.quick else options.turns)
+    columns = ["", "seconds a round", "plain loop, 2 processes", "ratio", "turns' ratios"]
+    columns += ["rank 0: exchange, s", "server, s", "sgemm, GFLOP/s", "of sgemm"]
+    rows = [
+        [name, f["seconds"], f["plain"], f["ratio"], f"{min(f['ratios']):.3g} to {max(f['ratios']):.3g}"]
+        + [f[part] for part in ("exchange", "server", "sgemm_gflops", "of_sgemm")]
+        for name, f in found.items()
+    ]
+    table(columns, rows)
+    write(options.out, found)
     return 0
 
 
