@@ -1,7 +1,7 @@
 # make run    set up .venv once, then AMN over 33 MPI ranks on the embedded digits
 # make test   the same set-up, then the tests
 # make bench  the same set-up, then steps and rounds beside plain PyTorch, messages, server, start, cost model
-#             (ARGS=--quick: in short; JSON goes to BENCH)
+#             (ARGS=--quick: in short, without the cost model); JSON and table.md, all ratios, go to BENCH
 # Variables: RANKS, ARGS (appended to the command line), BENCH, PYTHON (to make .venv with), EXTRAS.
 
 PYTHON ?= python3
@@ -12,6 +12,8 @@ EXTRAS ?= mpich,dev
 # The CPU build of torch is a tenth of the default one's size; where this index is out of reach,
 # the usual index serves. Set it empty to skip it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+PARTS := steps rounds exchange server startup $(if $(findstring --quick,$(ARGS)),,cost_model)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -44,9 +46,14 @@ lint: .venv/.installed
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+# The table is written of what went well, whatever else failed.
 bench: .venv/.installed
-	@for name in steps rounds exchange server startup cost_model; do \
-	    echo "## $$name" && $(BIN)/python benchmarks/$$name.py --out $(BENCH)/$$name.json $(ARGS) || exit 1; done
+	@failed=; for name in $(PARTS); do \
+	    echo "## $$name" && rm -f $(BENCH)/$$name.json && began=$$(date +%s); \
+	    $(BIN)/python benchmarks/$$name.py --out $(BENCH)/$$name.json $(ARGS) || failed="$$failed $$name"; \
+	    echo "($$(($$(date +%s) - began)) s)"; echo; done; \
+	$(BIN)/python benchmarks/summary.py $(BENCH) || failed="$$failed summary"; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache amn_mpi/native/*.so

@@ -9,12 +9,15 @@ from typing import Any
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a Markdown table; numbers that are no text are rounded to three digits."""
-    print(f"| {' | '.join(columns)} |")
-    print("|---" * len(columns) + "|")
-    for row in rows:
-        print(f"| {' | '.join(map(shown, row))} |", flush=True)
-    print(flush=True)
+    """Print a Markdown table and an empty line."""
+    print(markdown(columns, rows), flush=True)
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; numbers that are no text are rounded to three digits."""
+    lines = [columns, *([shown(cell) for cell in row] for row in rows)]
+    cells = [f"| {' | '.join(line)} |\n" for line in lines]
+    return "".join([cells[0], "|---" * len(columns) + "|\n", *cells[1:]])
 
 
 def shown(value: object) -> str:
