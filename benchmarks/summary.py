@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from report import markdown
+from report import markdown, shown
 
 COLUMNS = ("", "measured", "beside it", "took", "ratio", "sgemm, GFLOP/s", "of a plain round of W1")
 PARTS = ("steps", "rounds", "exchange", "server", "startup", "cost_model")
@@ -62,10 +62,8 @@ def rows(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def spent(seconds: float) -> str:
     """Three digits that count, with their unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if seconds * factor >= 1 or unit == "us":
-            return f"{seconds * factor:.3g} {unit}" if seconds < 1000 else f"{seconds:.0f} s"
-    raise AssertionError
+    unit, factor = ("s", 1.0) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("us", 1e6)
+    return f"{shown(seconds * factor)} {unit}"
 
 
 def main() -> int:
