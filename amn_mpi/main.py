@@ -43,17 +43,21 @@ def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] 
     comm = Communicator()
     comm.watch()
     work.startup.over("mpi")
+    lost = False
     while True:
         try:
+            if lost:
+                comm.recover()
+                lost = False
             signals.install()
             (do or work)(comm, argv)
             with signals.patience():
                 status = comm.meet()
             break
         except BaseException as error:
-            if not (work.survives and comm.is_loss(error)):
+            lost = work.survives and comm.is_loss(error)
+            if not lost:
                 _end(comm, error)
-        comm.recover()
     comm.close(status)
 
 

@@ -66,11 +66,10 @@ class Ranks:
         self._everybody = self._world = everybody
         self.rank: int = everybody.rank
         self.size: int = everybody.size
-        node = self._neighbours(everybody)
+        node = self._node = self._neighbours(everybody)
         self.ranks_on_host: int = node.size
         self.rank_on_host: int = node.rank
         self.server_on_host: bool = node.allreduce(self.rank == 0, self._mpi.LOR)
-        self._node = node
         self._alive = Liveness(self._mpi, everybody)
         self._bells = Bells(node, self.rank)
         # Of the whole job: all ranks have to wait, and so to send, in the same way.
@@ -237,10 +236,11 @@ class Ranks:
         """Go on with the ranks that are left; rank 0 is then the first of them.
 
         Every rank that is left comes here: what it waits for is revoked by those that came before.
+        Another loss on the way raises (``is_loss``): then call it again.
         """
         everybody, hosts = self._everybody, self._hosts
         self._alive.revoke()
-        for comm in {id(c): c for c in (self._world, everybody)}.values():
+        for comm in {id(c): c for c in (self._world, everybody, self._node)}.values():
             comm.Revoke()
         left = everybody.Shrink()
         old = self._mpi.Group.Translate_ranks(left.group, list(range(left.size)), everybody.group)

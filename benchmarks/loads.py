@@ -40,6 +40,7 @@ LOADS = {
     "W1b in bf16": Load("cnn", 32, 600, 50, precision="bf16"),
     "W2": Load("mlp", 200, 60, 10),
     "W1 on 33 ranks": Load("cnn", 32, 600, 10, ranks=33),
+    "AMN on 33 ranks": Load("cnn", 32, 600, 10, "amn", ranks=33),
 }
 QUICK = ("W1", "AMN on W1", "W1b", "W2")
 TESTS = 10  # test images a client; nothing is evaluated
