@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,14 @@ def interrupted(folder: Path, delay: float) -> subprocess.CompletedProcess[str]:
     process = start(*ENDLESS, "--out", folder / "out", ranks=3, env=env)
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
-    return end(process, 20)
+    # MPICH's launcher may not notice a rank that ends in Python's own start; its user asks again.
+    again = threading.Timer(8, process.send_signal, [signal.SIGINT])
+    if delay < 0.1:
+        again.start()
+    try:
+        return end(process, 20)
+    finally:
+        again.cancel()
 
 
 @pytest.mark.parametrize("delays", [(0.03, 0.05, 0.07, 0.09), (0.11, 0.15, 0.2, 0.25), (0.3, 0.5, 0.7)])
