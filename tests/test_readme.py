@@ -14,8 +14,8 @@ from amn_mpi.methods.base import Setting
 from amn_mpi.params import ParameterLayout
 
 README = (REPOSITORY / "README.md").read_text()
-# Options of other programs, in the README's commands for clusters and pip.
-FOREIGN = {"ntasks-per-node", "mpi", "with-ft"}
+# Options of other programs, in the README's commands for clusters and pip, and of the benchmarks.
+FOREIGN = {"ntasks-per-node", "mpi", "with-ft", "quick"}
 FILE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|yaml|toml|cfg|md|txt|sh|sbatch))`")
 LEFT_BY_A_RUN = {"config.yaml", "tables.md"}
 EXERCISE = {"amn_mpi/methods/clustered.py", "configs/clustered.yaml"}
