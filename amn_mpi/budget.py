@@ -110,9 +110,9 @@ def needs(config: Config, fed: Federation, ranks: int, layout: ParameterLayout) 
         return _in_columns(config, method, cohort, workers, alone=ranks == 1)
     size = FLOAT * layout.size
     if ranks == 1:
-        alone = workers[0]
-        return [Need(alone.clients, alone.data, alone.vectors + int(method.server_rows(cohort) * size))]
-    vectors = int(_server_vectors(method, cohort, placement.owners) * size)
+        alone, serves = workers[0], int(method.server_rows(cohort) * size) + _features(method, cohort)
+        return [Need(alone.clients, alone.data, alone.vectors + serves)]
+    vectors = int(_server_vectors(method, cohort, placement.owners) * size) + _features(method, cohort)
     moved = {
         name: sum(getattr(worker, name) for worker in workers)
         for name in ("down", "up", "down_run", "up_run")
@@ -144,7 +144,8 @@ def _worker(config: Config, fed: Federation, method: Method, placement: Placemen
     vector = method.part.size * FLOAT
     down = {"none": 0.0, "broadcast": 1.0, "rows": share}[wire.down] * wire.received * vector
     up = {"none": 0.0, "mean": FIXED / FLOAT, "rows": share}[wire.up] * wire.returned * vector
-    up += share * (1 + len(wire.figures)) * 8  # every turn also returns its seconds
+    # Every turn also returns its seconds.
+    up += share * (8 * (1 + len(wire.figures)) + FLOAT * method.features)
     tests = own * len(method.models) * 8 * _evaluations(config)
     return Need(
         clients=own,
@@ -174,13 +175,14 @@ def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need]
     for owner, need in enumerate(workers):
         own, blocks = need.clients * cohort / clients, method.blocks[owner::owners]
         held = sum(block.size for block in blocks)
-        floats = (clients + 1) * held + method.measuring_rows * size + weights
-        floats += own * returned * widest + method.block_floats(cohort)
+        # Rows to send; rows of a block, and those of them that count; what the block takes beside them.
+        floats = own * returned * widest + 2 * cohort * returned * method.widest + method.block_floats(cohort)
+        floats += (clients + method.from_start) * held + weights
         # Its own columns stay, those of the other clients' rows come, and as many hybrids go.
         down = rounds * ((cohort - own) * returned * held - own * held + weights)
         up = rounds * ((cohort - own) * held - own * returned * held) + len(blocks) * measured
         found.append(_more(need, floats, down, up, rounds))
-    apart = method.apart_rows(cohort) * size
+    apart = method.apart_rows(cohort) * size + _features(method, cohort) / FLOAT
     if alone:
         return [Need(workers[0].clients, workers[0].data, found[0].vectors + int(FLOAT * apart))]
     rows = FLOAT * cohort * returned * size  # what comes to rank 0 where the models lie there
@@ -223,6 +225,11 @@ def _server_vectors(method: Method, cohort: int, owners: int) -> float:
     down = {"none": 0, "broadcast": 1, "rows": most}[wire.down] * wire.received
     up = {"none": 0, "rows": cohort * wire.returned, "mean": 7 * wire.returned}[wire.up]
     return fixed + (down + up) * share + method.server_rows(cohort)
+
+
+def _features(method: Method, cohort: int) -> int:
+    """Bytes of features on rank 0: as they arrive, and without the clients that diverged."""
+    return 2 * FLOAT * cohort * method.features
 
 
 def _data_bytes(fed: Federation, clients: range) -> int:

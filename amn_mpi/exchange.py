@@ -121,8 +121,10 @@ class Exchange:
         Returns:
             0, or the number of what is wrong in ``TROUBLES``; it goes up with the figures.
         """
-        vectors = self.slot(position)
+        vectors, features = self.slot(position), update.features
         if not np.isfinite(list(update.figures.values())).all():
+            return 1
+        if features is not None and not features.isfinite().all():
             return 1
         # Also where nothing is summed: one model of 1e20 in a mix of models leads the others astray.
         largest = np.array([_largest(v) for v in (vectors, *update.state.values())])
@@ -147,18 +149,32 @@ class Exchange:
             rows = torch.from_numpy(comm.gather_rows(own, counts, into))
         elif self._sum is not None:
             total = torch.from_numpy(comm.sum_exact(self._sum.numpy()))
-        # The seconds are asked for always: with them a round ends on rank 0 when it ends.
-        table = [[-u.trouble or u.seconds, *(u.figures[name] for name in wire.figures)] for u in updates]
-        numbers = self.gather_numbers(np.array(table), 1 + len(wire.figures), cohort)
-        arrived = self._arrived(cohort, rows, total, numbers) if comm.is_server else None
+        own = self._told(updates)
+        told = self._gather(own.view(np.uint8).reshape(-1, own.itemsize), cohort).ravel().view(own.dtype)
+        arrived = self._arrived(cohort, rows, total, told) if comm.is_server else None
         if self._sum is not None:
             self._sum.zero_()
         return arrived
 
+    def _told(self, updates: Sequence[Update]) -> np.ndarray:
+        """What this rank's clients tell beside their vectors, a record each: one message for all of it.
+
+        The seconds are told always: with them a round ends on rank 0 when it ends.
+        """
+        names, count = self.method.wire.figures, self.method.features
+        record = [("numbers", np.float64, (1 + len(names),)), ("features", np.float32, (count,))]
+        told = np.zeros(len(updates), record)
+        for one, update in zip(told, updates):
+            one["numbers"] = [-update.trouble or update.seconds, *(update.figures[name] for name in names)]
+            if update.features is not None:
+                one["features"] = update.features.numpy().ravel()
+        return told
+
     def _arrived(
-        self, cohort: np.ndarray, rows: torch.Tensor, total: torch.Tensor, numbers: np.ndarray
+        self, cohort: np.ndarray, rows: torch.Tensor, total: torch.Tensor, told: np.ndarray
     ) -> Arrived:
         """Without the clients that diverged; the others share their weight in a mean."""
+        numbers = told["numbers"]
         wrong = {int(client): int(-code) for client, code in zip(cohort, numbers[:, 0]) if code < 0}
         good = numbers[:, 0] >= 0
         dropped = {client: TROUBLES[code] for client, code in wrong.items() if code != CUT}
@@ -174,12 +190,16 @@ class Exchange:
             rows = rows[torch.from_numpy(good)]
         figures = {name: numbers[good, 1 + k] for k, name in enumerate(self.method.wire.figures)}
         cut = CUT in wrong.values()
-        return Arrived(cohort[good], rows, mean, figures, numbers[good, 0], dropped, trouble, cut)
+        features = torch.from_numpy(told["features"][good])
+        return Arrived(cohort[good], rows, mean, figures, features, numbers[good, 0], dropped, trouble, cut)
 
     def gather_numbers(self, own: np.ndarray, width: int, cohort: np.ndarray) -> np.ndarray:
         """Rows of ``width`` float64 from every client of the cohort, in cohort order on rank 0."""
-        into = np.empty((len(cohort), width)) if self.comm.is_server else None
-        own = np.ascontiguousarray(own, np.float64).reshape(-1, width)
+        return self._gather(np.ascontiguousarray(own, np.float64).reshape(-1, width), cohort)
+
+    def _gather(self, own: np.ndarray, cohort: np.ndarray) -> np.ndarray:
+        """A row or record from every client of the cohort, in cohort order on rank 0."""
+        into = np.empty((len(cohort), *own.shape[1:]), own.dtype) if self.comm.is_server else None
         return self.comm.gather_rows(own, self.placement.counts(cohort), into)
 
 

@@ -206,9 +206,13 @@ class Keeper:
                 raise UserError(f"{path}: was made with {words}{shown}; it cannot be continued here")
         server = {name: (tuple(v.shape), v.numpy().dtype) for name, v in _kept(run).items()}
         for kind, mine in (("client", client_shapes(run)), ("server", server)):
-            if reader.shapes(kind) != mine:
+            differing = sorted({name for name, _ in reader.shapes(kind).items() ^ mine.items()})
+            if differing:
                 method = about["config"]["method"]["name"]
-                raise UserError(f"{path}: holds other {kind} state than method.name = {method} keeps")
+                raise UserError(
+                    f"{path}: holds other {kind} state than method.name = {method} keeps "
+                    f"({', '.join(differing)}); it cannot be continued with this version"
+                )
         for name, then in about["versions"].items():
             now = self.about["versions"].get(name)
             if then != now:

@@ -3,8 +3,8 @@
 Block b lies with owner b mod owners, so that a step takes one block of each owner and the steps go
 through the blocks in order. In a step every owner sends every other one that one's columns of its
 own clients' rows (all to all), or gets its clients' part of the hybrids. Beside its blocks a rank
-holds what one step moves. Rank 0 gets what was measured on a block, N x N numbers or so, one block
-after another: it holds nothing of the size N x P.
+holds what one step moves. Rank 0 gets what was measured on a block, N x N numbers, one block after
+another, and clients' features with their figures: it holds nothing of the size N x P.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from amn_mpi.methods.base import Arrived, State
 from amn_mpi.methods.mixing import Columns, Mixing
 from amn_mpi.placement import Placement
 
+NOTHING = torch.empty(0)
+
 
 class Shards:
     """This rank's columns of all models, and the calls, collective ones, that work on them.
@@ -38,11 +40,14 @@ class Shards:
         self._scratch = Scratch()
         clients = method.setting.clients
         mine = [] if comm.owner is None else method.blocks[comm.owner :: comm.owners]
-        pieces = [initial[block.columns] for block in mine]
         self._held = [
-            Columns(block, piece.clone(), piece.repeat(clients, 1), torch.empty(0))
-            for block, piece in zip(mine, pieces)
+            Columns(block, self._start(block, initial), initial[block.columns].repeat(clients, 1), NOTHING)
+            for block in mine
         ]
+
+    def _start(self, block: Block, whole: torch.Tensor) -> torch.Tensor:
+        """A block of the initial model, where the method needs it."""
+        return whole[block.columns].clone() if self._method.from_start else NOTHING
 
     def mix(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
         """Fill this rank's members' hybrids, (own, P)."""
@@ -73,21 +78,24 @@ class Shards:
         box = np.empty(measured.shape[1:], np.float32)
         for step, held in self._steps():
             found = self._take_over(round, cohort, good, step, held, up)
+            if not method.numbers(round):
+                continue
             for block, numbers in zip(step, comm.in_turn(found, len(step), box)):
                 measured[block.layer] += torch.from_numpy(numbers)
         return {} if arrived is None else method.learn(server, round, arrived, measured)
 
     def restore(self, server: State, state: State) -> None:
-        """Go on from the state of all clients and from rank 0's reference."""
-        models = state[self._method.mirrors["models"]]
-        reference = server["reference"] if self._comm.is_server else torch.empty(models.shape[1])
-        self._comm.broadcast(reference.numpy())
+        """Go on from the state of all clients and, where there is one, from rank 0's reference."""
+        models, reference = state[self._method.mirrors["models"]], NOTHING
+        if self._method.from_start:
+            reference = server["reference"] if self._comm.is_server else torch.empty(models.shape[1])
+            self._comm.broadcast(reference.numpy())
         everyone = np.arange(self._method.setting.clients)
         for step, held in self._steps():
             rows = self._columns_of(models[:, None], everyone, step, held)
             if held is not None:
                 held.models.copy_(rows[:, 0])
-                held.reference.copy_(reference[held.block.columns])
+                held.reference.copy_(self._start(held.block, reference))
 
     # ---- inside
 
@@ -134,9 +142,11 @@ class Shards:
             return None
         members = cohort[good]
         rows = rows if good.all() else rows[torch.from_numpy(good)]
-        found = self._method.measure(round, members, replace(held, rows=rows))
+        found = None
+        if self._method.numbers(round):
+            found = self._method.measure(round, members, replace(held, rows=rows)).numpy()
         held.models[torch.from_numpy(members)] = rows[:, 0]
-        return found.numpy()
+        return found
 
     def _columns_of(
         self, own: torch.Tensor, cohort: np.ndarray, step: Sequence[Block], held: Columns | None

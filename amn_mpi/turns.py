@@ -67,16 +67,18 @@ def finish(run: Run, cohort: np.ndarray, k: int, number: int, update: Update) ->
     check(run, update)
     trouble = run.exchange.take(number, k, cohort, update)
     state = {name: vector.cpu() for name, vector in update.state.items()}  # a GPU holds one group
-    return replace(update, state=state, trouble=trouble)
+    features = None if update.features is None else update.features.cpu()
+    return replace(update, state=state, features=features, trouble=trouble)
 
 
 def check(run: Run, update: Update) -> None:
     """What a method returns is what it declares; else its author hears of it in the first turn.
 
     Raises:
-        TypeError: names missing or too many, or state that the next client's turn would overwrite.
+        TypeError: names missing or too many, another number of features, or what the next client's turn
+            would overwrite.
     """
-    method, who = run.method, type(run.method).__name__
+    method, who, features = run.method, type(run.method).__name__, update.features
     for kind, got, declared in (
         ("state", update.state, run.state),
         ("figures", update.figures, method.wire.figures),
@@ -85,12 +87,16 @@ def check(run: Run, update: Update) -> None:
             raise TypeError(
                 f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(declared)}"
             )
+    number = 0 if features is None else features.numel()
+    if number != method.features:
+        raise TypeError(f"{who}.local_update returned {number} features, declared are {method.features}")
     shared = list(run.engine.workspaces)
     shared += [run.exchange.up] if method.wire.up == "mean" else []
     workspace = {v.untyped_storage().data_ptr() for v in shared}
-    for name, vector in update.state.items():
+    kept = {f"state {name}": vector for name, vector in update.state.items()}
+    for what, vector in (kept if features is None else {**kept, "features": features}).items():
         if vector.untyped_storage().data_ptr() in workspace:
-            raise TypeError(f"{who}.local_update returned a workspace as state {name}: clone it")
+            raise TypeError(f"{who}.local_update returned a workspace as {what}: clone it")
 
 
 def groups(run: Run, members: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

@@ -2,10 +2,11 @@
 
     python benchmarks/server.py [--only mlp] [--turns 7] [--quick] [--out FILE]
 
-mix: hybrids for everybody. aggregate: sketches, inner products of gradients and models, the meta step.
-attention: what the metrics get each round. Beside them, in the same turns, the two products of matrices
-of the same arithmetic as one call of sgemm each: (N, N) by (N, P), and (N, P) by (P, N). One thread, medians
-of thread CPU seconds. Writes Markdown, and JSON to FILE.
+mix: hybrids for everybody. aggregate: inner products of gradients and models, the meta step, the new models.
+attention: what the metrics get each round. sketch: of one model, which its client's rank makes. Beside
+them, in the same turns, the two products of matrices of the same arithmetic as one call of sgemm each:
+(N, N) by (N, P), and (N, P) by (P, N). One thread, medians of thread CPU seconds. Writes Markdown, and
+JSON to FILE.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from amn_mpi.methods.base import Arrived, Setting  # noqa: E402
 from amn_mpi.params import ParameterLayout, vector_of  # noqa: E402
 
 CASES = {"mlp": (32, 100, 300, 1000), "cnn": (32, 100)}
-NAMES = ("mix", "aggregate", "attention", "sgemm", "sgemm again")
+NAMES = ("mix", "aggregate", "attention", "sketch", "sgemm", "sgemm again")
 
 
 def measure(name: str, clients: int, turns: int) -> dict[str, Any]:
@@ -49,8 +50,9 @@ def measure(name: str, clients: int, turns: int) -> dict[str, Any]:
     rows[:, 0] = every
     rows[:, 1] = 0.01 * torch.randn(clients, layout.size, generator=draw)
     figures = {figure: np.ones(clients) for figure in method.wire.figures}
-    arrived = Arrived(everyone, rows, torch.empty(0), figures, np.ones(clients))
-    hybrids = zeros(clients, 1, layout.size)
+    features = torch.randn(clients, method.features, generator=draw)
+    arrived = Arrived(everyone, rows, torch.empty(0), figures, features, np.ones(clients))
+    hybrids, scratch = zeros(clients, 1, layout.size), torch.empty(layout.size)
     weights, inner = torch.rand(clients, clients), torch.empty(clients, clients)
 
     def sgemm() -> None:
@@ -65,6 +67,8 @@ def measure(name: str, clients: int, turns: int) -> dict[str, Any]:
         method.aggregate(server, late, everyone, arrived)
         marks.append(time.thread_time())
         method.attention(server)
+        marks.append(time.thread_time())
+        method._sketch(initial, scratch)
         for _ in range(2):
             marks.append(time.thread_time())
             sgemm()
@@ -73,7 +77,7 @@ def measure(name: str, clients: int, turns: int) -> dict[str, Any]:
     median = np.median(seconds, 0)
     found = dict(zip(NAMES, map(float, median)))
     flops = 4.0 * clients**2 * layout.size
-    best = min(median[3:])
+    best = min(median[4:])
     found.update(gflops=flops / median[:2].sum() / 1e9, ratio=float(median[:2].sum() / best))
     return {**found, "sgemm_gflops": sgemm_rate()}
 
@@ -93,12 +97,12 @@ def main() -> int:
                 found[f"{name}, {clients} clients"] = measure(
                     name, clients, 3 if options.quick else options.turns
                 )
-    columns = ["model", "mix, ms", "aggregate, ms", "attention, ms", "sgemm, ms", "mix + aggregate / sgemm"]
-    columns.append("GFLOP/s")
+    columns = ["model", "mix, ms", "aggregate, ms", "attention, ms", "sketch, ms", "sgemm, ms"]
+    columns += ["mix + aggregate / sgemm", "GFLOP/s"]
     table(
         columns,
         [
-            [what, *(1e3 * c[name] for name in NAMES[:4]), c["ratio"], c["gflops"]]
+            [what, *(1e3 * c[name] for name in NAMES[:5]), c["ratio"], c["gflops"]]
             for what, c in found.items()
         ],
     )

@@ -320,7 +320,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callabl
             )
         for i in cohort:
             theta[i], hybrid[i], seen[i] = new[i], down[i], True
-            sketches[i] = sketch(new[i] - w0, signs, groups, o.sketch)
+            sketches[i] = sketch(new[i], signs, groups, o.sketch)
         for k in (0, 2) if t % 2 else (1, 3):  # two blends a round, against the local model
             decay = o.rho_decay**2 if np.isfinite(smooth[k]) else 0.0
             smooth[k] = (decay * smooth[k] if decay else 0.0) + (1 - decay) * (losses[k] - losses[4])

@@ -574,7 +574,10 @@ def test_statistics_are_not_extrapolated(tmp_path: Path, name: str, key: str) ->
     run.server["model"].fill_(1.0)
     mean = torch.full((method.wire.returned, size), 0.25 if name == "pfedme" else -0.75)
     method.aggregate(
-        run.server, 1, np.arange(5), Arrived(np.arange(5), torch.empty(0), mean, {}, np.zeros(5))
+        run.server,
+        1,
+        np.arange(5),
+        Arrived(np.arange(5), torch.empty(0), mean, {}, torch.empty(5, 0), np.zeros(5)),
     )
     assert torch.equal(run.server["model"][:trained], torch.full((trained,), -0.5))
     assert torch.equal(run.server["model"][trained:], torch.full((size - trained,), 0.25))

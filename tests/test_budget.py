@@ -18,10 +18,11 @@ from amn_mpi.placement import Placement
 
 # Floats of AMN's server. 4 models, a block of whose columns begins at a multiple of 16 floats.
 MODELS = 48
-# A block, here all 10 columns: 4 x (2 returned + 3 made of them); 4 x (4 products + 512 sketched) twice.
-BLOCK = 4 * 5 * 10 + 2 * 4 * 516
+# A block, here all 10 columns: 4 gradients; 4 x 4 products twice.
+BLOCK = 4 * 10 + 2 * 4 * 4
 # The sums of these, in float64 and as used; 4 x 4 sketches of 512; 14 x 4 x 4.
-AMN = 3 * 4 * 516 + 4 * 4 * 512 + 14 * 4 * 4
+AMN = 3 * 4 * 4 + 4 * 4 * 512 + 14 * 4 * 4
+SKETCHES = 4 * 512  # of all clients, as rank 0 gets them
 
 
 def settings(method: str = "amn", **keys: Any) -> Config:
@@ -47,22 +48,24 @@ def needs(ranks: int, what: Config) -> list[budget.Need]:
 
 def test_amn_on_three_ranks() -> None:
     server, *workers = needs(3, settings("amn"))
-    # 2 clients x 25 samples x (4 floats + a label). 4 + 2 x (1 received + 2 returned + 2 kept)
-    # vectors. Up: 2 clients x (2 vectors + 3 losses + seconds); 7 evaluations of 3 models, 2 models.
+    # 2 clients x 25 samples x (4 floats + a label). 4 + 2 x (1 received + 2 returned + 2 kept) vectors,
+    # a byte for each sign, two sketches of 512 for each client. Up: 2 clients x (2 vectors + 3 losses +
+    # seconds + sketch); 7 evaluations of 3 models, 2 models.
+    vectors, up = 14 * 40 + 10 + 2 * 2 * 4 * 512, 160 + 64 + 2 * 4 * 512
     expected = budget.Need(
-        clients=2, data=1200, vectors=14 * 40, down=80, up=160 + 64, down_run=560,
-        up_run=7 * 224 + 7 * 2 * 3 * 8 + 80,
+        clients=2, data=1200, vectors=vectors, down=80, up=up, down_run=560,
+        up_run=7 * up + 7 * 2 * 3 * 8 + 80,
     )  # fmt: skip
     assert workers == [expected, expected]
-    # 3 + 2 owners, 4 down, 8 gathered; 4 beside the models; what the steps take.
-    floats = (3 + 2 + 4 + 8 + 4) * 10 + MODELS + BLOCK + AMN
-    assert server == budget.Need(0, 0, floats * 4, 160, 448, 1120, 2 * expected.up_run)
-    assert workers[0].memory == budget.BASE + 1200 + 560
+    # 3 + 2 owners, 4 down, 8 gathered; what the steps take.
+    floats = (3 + 2 + 4 + 8) * 10 + 2 * SKETCHES + MODELS + BLOCK + AMN
+    assert server == budget.Need(0, 0, floats * 4, 160, 2 * up, 1120, 2 * expected.up_run)
+    assert workers[0].memory == budget.BASE + 1200 + vectors
 
 
 def test_amn_alone_sends_nothing() -> None:
-    floats = (4 + 4 * 5 + 4) * 10 + MODELS + BLOCK + AMN
-    assert needs(1, settings("amn")) == [budget.Need(4, 2400, floats * 4)]
+    floats = (4.25 + 4 * 5) * 10 + 4 * SKETCHES + MODELS + BLOCK + AMN
+    assert needs(1, settings("amn")) == [budget.Need(4, 2400, int(floats * 4))]
 
 
 def test_sharded_amn_on_three_ranks() -> None:
@@ -70,12 +73,12 @@ def test_sharded_amn_on_three_ranks() -> None:
     before, what = needs(3, settings("amn")), settings("amn", server="sharded")
     server, holder, other = needs(3, what)
     # Seven rounds, the last two of which need the products: numbers that are measured.
-    weights, measured = 4 * 4, 4 * (7 * 512 + 2 * 4)
-    # 4 models and the reference, 3 to measure, weights; 2 x 2 rows to send; the block.
-    beside = 3 * 10 + weights + 4 * 10 + BLOCK
-    assert holder.vectors == before[1].vectors + 4 * (5 * 10 + beside)
+    weights, measured = 4 * 4, 4 * 2 * 4
+    # Weights; 2 x 2 rows to send; 4 x 2 of a block, and those that count; the block. The holder: 4 models.
+    beside = weights + 4 * 10 + 2 * 8 * 10 + BLOCK
+    assert holder.vectors == before[1].vectors + 4 * (4 * 10 + beside)
     assert other.vectors == before[2].vectors + 4 * beside
-    assert server.vectors == 4 * ((3 + 2 + 1) * 10 + AMN)
+    assert server.vectors == 4 * ((3 + 2) * 10 + 2 * SKETCHES + AMN)
     # The holder gets the other's 2 x 2 rows and gives it 2 hybrids; the other one does the reverse.
     assert holder.down_run == 7 * 4 * (4 * 10 + weights)
     assert other.down_run == 7 * 4 * (2 * 10 + weights)
@@ -83,13 +86,13 @@ def test_sharded_amn_on_three_ranks() -> None:
     assert holder.up_run == told + 4 * (7 * 2 * 10 + measured)
     assert other.up_run == told + 4 * 7 * 4 * 10
     assert (server.down_run, server.up_run) == (7 * 4 * 2 * weights, 2 * told + 4 * measured)
-    assert (server.down, server.up) == (4 * 2 * weights, 2 * 64 + round(4 * measured / 7))
+    assert (server.down, server.up) == (4 * 2 * weights, 2 * 64 + 4 * SKETCHES + round(4 * measured / 7))
 
 
 def test_sharded_amn_alone_holds_all() -> None:
     (alone,) = needs(1, settings("amn", server="sharded"))
-    floats = (4 + 4 * 5 + 5 + 3 + 1 + 8) * 10 + 4 * 4 + BLOCK + AMN
-    assert alone == budget.Need(4, 2400, floats * 4)
+    floats = (4.25 + 4 * 5 + 4 + 8 + 2 * 8) * 10 + 4 * SKETCHES + 4 * 4 + BLOCK + AMN
+    assert alone == budget.Need(4, 2400, int(floats * 4))
 
 
 def test_sharded_by_memory() -> None:
@@ -123,12 +126,12 @@ def test_momentum_takes_a_vector_more() -> None:
 def test_half_a_cohort_halves_the_traffic() -> None:
     found = needs(3, settings("amn", cohort=0.5))
     assert [need.down for need in found] == [80, 40, 40]
-    assert [need.up for need in found] == [224, 112, 112]
+    assert [need.up for need in found] == [224 + 4096, 112 + 2048, 112 + 2048]
 
 
 def test_ranks_beyond_the_clients_need_no_vectors_per_client() -> None:
     last = needs(6, settings("amn"))[5]
-    assert (last.clients, last.data, last.vectors, last.down, last.up_run) == (0, 0, 160, 0, 0)
+    assert (last.clients, last.data, last.vectors, last.down, last.up_run) == (0, 0, 170, 0, 0)
 
 
 @pytest.mark.parametrize("rounds", [1, 4, 5, 6, 17, 40])

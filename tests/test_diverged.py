@@ -192,7 +192,7 @@ def test_amn_restarts_from_the_hybrid_that_it_receives(tmp_path: Path) -> None:
     this.engine.train = lambda w, *rest, **keys: begun_at.append(w.clone()) or start(w, *rest, **keys)  # type: ignore[method-assign]
     plain.one_round(this)
     assert torch.equal(begun_at[BAD], hybrid) and torch.equal(this.state["hybrid"][BAD], hybrid)
-    assert not torch.equal(hybrid, this.server["reference"])
+    assert not torch.equal(hybrid, this.method.setting.draw(0))
 
 
 # ---- real divergence

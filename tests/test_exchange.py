@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -20,9 +21,9 @@ SAMPLES = np.array([13, 7, 29, 11, 40])
 SIZE = 6
 
 
-def exchange(wire: Wire, cohort_size: int = 5, samples: np.ndarray = SAMPLES, **method) -> Exchange:
+def exchange(wire: Wire, cohort_size: int = 5, samples: np.ndarray = SAMPLES, **given) -> Exchange:
     placement = place([1] * len(samples), 1)
-    made = SimpleNamespace(wire=wire, part=Part(((2, 2 + SIZE),)), **method)
+    made = SimpleNamespace(wire=wire, part=Part(((2, 2 + SIZE),)), **{"features": 0, **given})
     return Exchange(plain.communicator(), placement, made, samples, cohort_size)
 
 
@@ -171,6 +172,30 @@ def test_rows_come_up_in_cohort_order_with_figures() -> None:
     arrived = made.bring_up(cohort, updates)
     assert arrived.rows[:, :, 0].tolist() == [[10, 20], [12, 22], [14, 24]]
     assert arrived.figures["a"].tolist() == [0, 2, 4] and arrived.figures["b"].tolist() == [0, -2, -4]
+
+
+@pytest.mark.parametrize("figures", [(), ("a",)])
+def test_features_come_in_cohort_order_without_the_dropped(figures: tuple[str, ...]) -> None:
+    """Of any shape; three of them, so that the next client's numbers do not start at a multiple of 8."""
+    made = exchange(Wire("none", "rows", figures=figures), 4, features=3)
+    cohort, updates = np.array([0, 1, 2, 4]), []
+    for k, client in enumerate(cohort):
+        made.slot(k).fill_(1)
+        features = torch.tensor([[0.5, 1 / 3, -2.0]]) + float(client)
+        features[0, 1] *= torch.nan if client == 1 else 1
+        update = Update(dict.fromkeys(figures, 0.1), features=features, seconds=0.25)
+        updates.append(replace(update, trouble=made.take(int(client), k, cohort, update)))
+    arrived = made.bring_up(cohort, updates)
+    assert arrived is not None and list(arrived.dropped) == [1] and "NaN or Inf" in arrived.dropped[1]
+    expected = torch.cat([updates[k].features for k in (0, 2, 3)])  # type: ignore[misc]
+    assert torch.equal(arrived.features, expected) and arrived.features.dtype == torch.float32
+    assert all((values == 0.1).all() for values in arrived.figures.values())
+
+
+def test_a_turn_that_was_cut_off_gives_zeros() -> None:
+    made, cohort = exchange(Wire("none", "none", received=0, returned=0), features=2), np.array([1, 4])
+    arrived = made.bring_up(cohort, [Update(features=torch.ones(2)), Update(trouble=CUT)])
+    assert arrived is not None and arrived.cut and arrived.features.tolist() == [[1, 1]]
 
 
 def test_a_broadcast_is_made_once_a_round() -> None:

@@ -48,6 +48,7 @@ def measured(
         local__lr=0.001,
         rounds=1,
         method__name=method,
+        **({"method__common_rounds": 0} if method == "amn" else {}),  # so that products are measured
         server=server,
         engine=engine,
         device="cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,6 +179,7 @@ def broken(what: str, run: rounds.Run) -> Any:
             "a typing error": Update(state={"mdel": model.clone()}),
             "a figure": Update({"loss": 1.0}, {"model": model.clone()}),
             "workspace": Update(state={"model": model}),
+            "a feature": Update(state={"model": model.clone()}, features=torch.zeros(2, 3)),
         }[what]
 
     return update
@@ -190,6 +192,7 @@ def broken(what: str, run: rounds.Run) -> Any:
         ("a typing error", r"returned state \['mdel'\], declared are \['model'\]"),
         ("a figure", r"returned figures \['loss'\], declared are \[\]"),
         ("workspace", "workspace as state model: clone it"),
+        ("a feature", "returned 6 features, declared are 0"),
     ],
 )
 def test_an_author_hears_of_a_broken_promise_at_once(tmp_path: Path, what: str, told: str) -> None:
@@ -197,6 +200,20 @@ def test_an_author_hears_of_a_broken_promise_at_once(tmp_path: Path, what: str, 
     run.method.local_update = broken(what, run)  # type: ignore[method-assign]
     with pytest.raises(TypeError, match=told):
         plain.one_round(run)
+
+
+def test_the_number_of_features_is_the_declared_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.Local, "features", 4)
+    for given, told in ((None, "0 features, declared are 4"), (4, "workspace as features: clone it")):
+        run = plain.start(tmp_path, local.Options(), local=LOCALS[0])
+        usual = run.method.local_update
+
+        def update(client: Client, received: torch.Tensor, engine: Any) -> Update:
+            return replace(usual(client, received, engine), features=given and engine.parameters[:given])  # noqa: B023
+
+        run.method.local_update = update  # type: ignore[method-assign]
+        with pytest.raises(TypeError, match=told):
+            plain.one_round(run)
 
 
 # ---- what is made of a run

@@ -761,7 +761,9 @@ def test_ifca_mean_is_over_the_group(tmp_path: Path) -> None:
     group = np.array([2, 0, 2, 2])
     mean = np.stack([(sent * (group == j)[:, None]).sum(0) / 4 for j in range(3)])
     cohort, figures = np.array([0, 1, 2, 4]), {"group": group.astype(float)}
-    arrived = Arrived(cohort, torch.empty(0), torch.from_numpy(mean).float(), figures, np.zeros(4))
+    arrived = Arrived(
+        cohort, torch.empty(0), torch.from_numpy(mean).float(), figures, torch.empty(4, 0), np.zeros(4)
+    )
     figures = run.method.aggregate(run.server, 1, cohort, arrived)
     assert figures == {"group_sizes": [1, 0, 3]}
     np.testing.assert_allclose(run.server["models"][0], sent[1], rtol=1e-5)

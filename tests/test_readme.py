@@ -61,13 +61,14 @@ def test_the_table_of_methods_is_complete() -> None:
 
 @pytest.mark.parametrize("name", IN_TABLE)
 def test_the_table_of_methods_says_what_each_holds(name: str) -> None:
-    """c and s as declared; b and h are the shared part and the head, M and k options."""
+    """c and s as declared; b and h are the shared part and the head, M and k options, f features."""
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
     network = models.build(config.Model("mlp_bn" if name == "fedbn" else "mlp"), (1, 28, 28), 10, 0)
     setting = Setting(ParameterLayout.of(network), np.full(32, 100), 0, config.Local())
     method = methods.get(name)(methods.options(name)(), setting)
     known = {"b": method.part.size / setting.layout.size, "h": 650 / 50890, "P": 50890}
     known |= {"M": getattr(method.options, "models", 0), "k": getattr(method.options, "groups", 0)}
-    told = [re.sub(r"(\d)([bh k])", r"\1*\2", cell).replace("* ", " ") for cell in row.split("|")[-3:-1]]
+    known["f"] = method.features
+    told = [re.sub(r"(\d)([bfh k])", r"\1*\2", cell).replace("* ", " ") for cell in row.split("|")[-3:-1]]
     values = tuple(eval(cell, {}, known) for cell in told)  # noqa: S307  # our own table
     assert values == pytest.approx(method.worker_rows())

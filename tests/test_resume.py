@@ -25,6 +25,7 @@ from running import REPOSITORY, end, one_line, ranks_of, result, start, wait_for
 from amn_mpi import checkpoint, cli
 from amn_mpi.checkpoint import Reader
 from amn_mpi.errors import ConfigError, UserError
+from amn_mpi.methods import amn
 from amn_mpi.runfolder import RunFolder, lock
 
 SLOW = REPOSITORY / "tests" / "scripts" / "slow.py"
@@ -420,6 +421,16 @@ def test_samples_changed_under_the_same_name(tmp_path: Path) -> None:
     raw["x"][7, 2] += 0.5
     np.savez(path, **raw)
     has(refused(*what, "--rounds", 3), "round-000002.h5: was made with other data", "cannot be continued")
+
+
+def test_state_of_another_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AMN's server once kept the initial model."""
+    init, what = amn.AMN.init, (*AUTO, "--checkpoint.every", 1, "--out", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(amn.AMN, "init", lambda self, initial: {**init(self, initial), "reference": initial})
+        here(*what, "--rounds", 2)
+    line = refused(*what, "--rounds", 3)
+    has(line, "round-000002.h5: holds other server state", "amn keeps (reference)", "this version")
 
 
 # ---- damaged

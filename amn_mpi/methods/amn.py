@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from amn_mpi.local import Engine
+    from amn_mpi.meta import Sketch
 
 
 RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -59,6 +60,9 @@ class AMN(Mixing):
     (first order), so it needs no extra pass over the training samples. It brings the held-out loss
     of the local model with it; the losses of the other blends take a forward pass each, so every
     round tries two of them. What a blend loses or gains beside the local model changes slowly.
+
+    Similarities are made of sketches of the models (``features``). Each client's is made right after
+    its training, by its rank: there the model is in the cache, and all ranks work at once.
     """
 
     Options = Options
@@ -69,6 +73,7 @@ class AMN(Mixing):
         figures=("held_loss", *LOSSES),
     )
     models = ("local", "hybrid", "blend")
+    kept = 0.25  # the signs of the sketch, a byte each
 
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -78,6 +83,10 @@ class AMN(Mixing):
     def headline(self) -> str:
         return self.options.report
 
+    @property
+    def features(self) -> int:
+        return len(self.setting.layout.groups) * self.options.sketch
+
     # ---- rank 0: the meta-network
 
     def init(self, initial: torch.Tensor) -> State:
@@ -85,7 +94,6 @@ class AMN(Mixing):
 
         clients, layers = self.setting.clients, len(self.setting.layout.groups)
         return {
-            "reference": initial.clone(),
             "seen": torch.zeros(clients, dtype=torch.bool),
             "sketches": torch.zeros(clients, layers, self.options.sketch),
             "meta": self._meta()[1].clone(),
@@ -108,26 +116,20 @@ class AMN(Mixing):
         """First the meta step, then the sketches: the hybrids came from the models before."""
         import torch
 
-        cohort, measured = arrived.cohort, measured.float()
+        cohort = arrived.cohort
         if self._steps_in(round):
-            self._meta_step(server, round, cohort, measured[:, :, : self.setting.clients])
-        server["sketches"][cohort] = measured[:, :, -self.options.sketch :].transpose(0, 1)
+            self._meta_step(server, round, cohort, measured.float())
+        server["sketches"][cohort] = arrived.features.view(len(cohort), -1, self.options.sketch)
         server["seen"][torch.from_numpy(cohort)] = True
         self._choose_rho(server, round, cohort, arrived.figures)
         return self._figures(server)
 
     def numbers(self, round: int) -> int:
-        return self.options.sketch + self._steps_in(round) * self.setting.clients
+        return self._steps_in(round) * self.setting.clients
 
     def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
-        """Inner products g_i . theta_j where a meta step needs them, and sketches of the new models."""
-        import torch
-
-        models, gradients = columns.rows[:, 0], columns.rows[:, 1]
-        sketches = self._sketch(models - columns.reference, columns.block)
-        if not self._steps_in(round):
-            return sketches
-        return torch.cat([gradients @ columns.models.T, sketches], 1)
+        """Inner products g_i . theta_j, for the meta step."""
+        return self.own_array("gradients", columns.rows[:, 1]) @ columns.models.T
 
     def deploy(self, server: State) -> dict[str, float]:
         return {"rho": float(server["rho"])}
@@ -140,10 +142,6 @@ class AMN(Mixing):
         with torch.no_grad():
             similarity, allowed, _ = self._views(server, np.arange(self.setting.clients))
             return network.attention(similarity, allowed).numpy()
-
-    @property
-    def measuring_rows(self) -> float:
-        return 3.0  # the signs of the sketch, while they are drawn
 
     def small_floats(self, cohort: int) -> float:
         """Four times all sketches, and some 14 layers x N x N on the way to the weights."""
@@ -166,13 +164,6 @@ class AMN(Mixing):
         if server is not None:
             self._tools[1].copy_(server["meta"])
         return self._tools
-
-    @cached_property
-    def _sketch(self) -> Any:
-        from amn_mpi import meta
-
-        seed = rng.torch_seed(self.setting.seed, "sketch")
-        return meta.Sketch(self.setting.layout.groups, self.options.sketch, seed)
 
     def _mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
         """Mixing weights for the cohort, (L, n, N), differentiable by the meta-parameters."""
@@ -243,13 +234,23 @@ class AMN(Mixing):
         x, y, x_held, y_held = client.x[held:], client.y[held:], client.x[:held], client.y[:held]
         hybrid, (model, gradient) = received[0], client.up
         model.copy_(engine.train(hybrid, x, y, client.generator("shuffle")))
+        sketch = self._sketch(model, scratch=gradient)
         gradient.copy_(engine.gradient(model, x_held, y_held))
         losses = [engine.gradient_loss]
         losses += [engine.loss(hybrid.lerp(model, RHO[k]), x_held, y_held) for k in tried(client.round)]
         return Update(
             figures=dict(zip(self.wire.figures, losses)),
             state={"model": model, "hybrid": hybrid},
+            features=sketch,
         )
+
+    @cached_property
+    def _sketch(self) -> Sketch:
+        """Drawn where a client trains first."""
+        from amn_mpi import meta
+
+        seed = rng.torch_seed(self.setting.seed, "sketch")
+        return meta.Sketch(self.setting.layout.groups, self.options.sketch, seed)
 
     def deployed(
         self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine

@@ -7,6 +7,9 @@ A model is a float32 torch tensor of shape (P,). What travels has shape (S,): th
 the ``part`` of it that the method shares. Tensors handed in are the runtime's buffers: read them,
 or fill those documented as outputs, and keep no reference to them beyond the call.
 
+A client sends vectors, single numbers by name (``figures``), and ``features``: a row of float32 numbers,
+short beside P, made of its model where that is, so that rank 0 need not go through every model.
+
 Building blocks: ``config.key`` for options, ``Engine.train`` (its result is the workspace: copy it),
 ``loss``, ``gradient``, ``batches`` and ``slope``; ``mixing.Mixing`` for a server that mixes rows of models;
 ``held_out`` and ``shares`` below. torch is imported inside functions: the command line reads the
@@ -102,14 +105,16 @@ class Client:
 class Update:
     """What a client's turn leaves: single numbers to return, and its new state by name.
 
-    State vectors may be views of what was received and, for ``up = "rows"``, of ``client.up``; never
-    of the engine's workspace or of the slot of a mean, which the next client uses. They are copied
-    when the round is committed. The runtime fills in ``seconds``, the turn's wall time (of turns taken
-    together: its part, by steps), and ``trouble``, the number of what is wrong with it.
+    ``features`` are the ``Method.features`` numbers to return, of any shape and on any device.
+    State vectors and features may be views of what was received and, for ``up = "rows"``, of
+    ``client.up``; never of the engine's workspace or of the slot of a mean, which the next client uses.
+    State is copied when the round is committed. The runtime fills in ``seconds``, the turn's wall time
+    (of turns taken together: its part, by steps), and ``trouble``, the number of what is wrong with it.
     """
 
     figures: Mapping[str, float] = field(default_factory=dict)
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    features: torch.Tensor | None = None
     seconds: float = 0.0
     trouble: int = 0
 
@@ -132,6 +137,7 @@ class Arrived:
         rows: (clients, returned, S) for ``up = "rows"``.
         mean: (returned, S) for ``up = "mean"``.
         figures: name -> (clients,) float64.
+        features: (clients, ``Method.features``) float32.
         seconds: (clients,) wall time of each turn; turns taken together share theirs out by steps.
         dropped: client -> what was wrong with what it returned.
         trouble: a sentence where the run cannot go on, else empty.
@@ -142,6 +148,7 @@ class Arrived:
     rows: torch.Tensor
     mean: torch.Tensor
     figures: Mapping[str, np.ndarray]
+    features: torch.Tensor
     seconds: np.ndarray
     dropped: Mapping[int, str] = field(default_factory=dict)
     trouble: str = ""
@@ -163,6 +170,7 @@ class Method:
         fresh, scratch: vectors of P floats that a turn allocates: for each client until the round
             ends (new state that does not point into what was received or is sent), and until the
             turn ends.
+        kept: as many that a rank keeps for all its clients.
     """
 
     Options: ClassVar[Any]
@@ -173,6 +181,7 @@ class Method:
     plain_sgd: ClassVar[bool] = False
     fresh: float = 0.0
     scratch: float = 0.0
+    kept: float = 0.0
 
     def __init__(self, options: Any, setting: Setting) -> None:
         self.options, self.setting = options, setting
@@ -196,6 +205,11 @@ class Method:
     def headline(self) -> str:
         """Which of ``models`` counts as the client's own."""
         return self.models[0]
+
+    @property
+    def features(self) -> int:
+        """How many numbers a client returns beside its vectors and figures."""
+        return 0
 
     # ---- rank 0
 
@@ -259,21 +273,22 @@ class Method:
         """(c, s): an owner of k clients holds (c + s x k) x P floats beside its data.
 
         c: workspace, its gradient, the initial model, one scratch vector (a layer's gradient
-        before it is added, or a model put together), the turn's own scratch, and what a broadcast
-        and a mean take. s: vectors received and to return, and state. SGD with momentum takes one
-        vector more.
+        before it is added, or a model put together), the turn's own scratch, what is kept, and what a
+        broadcast and a mean take. s: vectors received and to return, state, and features, as they are
+        made and to return. SGD with momentum takes one vector more.
         """
         import torch
 
         wire, size = self.wire, self.setting.layout.size
         share = self.part.size / size
         state = self.keeps(torch.empty(size, device="meta"))
-        c = 4.0 + self.scratch + (wire.down == "broadcast") * wire.received * share
+        c = 4.0 + self.scratch + self.kept + (wire.down == "broadcast") * wire.received * share
         if wire.up == "mean":
             # The slot; in 64 bits the sum, and what MPI adds a neighbour's to.
             c += 5 * wire.returned * share
         s = (wire.down == "rows") * wire.received * share + (wire.up == "rows") * wire.returned * share
-        return c, s + self.fresh + sum(vector.numel() for vector in state.values()) / size
+        numbers = sum(vector.numel() for vector in state.values()) + 2 * self.features
+        return c, s + self.fresh + numbers / size
 
 
 def held_out(samples: int, fraction: float) -> int:

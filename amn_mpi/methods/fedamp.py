@@ -45,6 +45,7 @@ class FedAMP(Mixing):
 
     Options: ClassVar[Any] = Options
     wire = Wire(down="rows", up="rows")
+    from_start = True
 
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -116,7 +117,7 @@ class FedAMP(Mixing):
         return 10 * self.setting.clients**2
 
     def block_floats(self, cohort: int) -> float:
-        return super().block_floats(cohort) + self.setting.clients * self._widest
+        return super().block_floats(cohort) + self.setting.clients * self.widest
 
     def keeps(self, initial: torch.Tensor) -> State:
         return {"model": initial}

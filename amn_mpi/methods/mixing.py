@@ -1,8 +1,8 @@
 """Methods whose server mixes the newest models of all clients, wherever these models are.
 
-Such a server never looks at a whole model. It needs sums over columns (sketches, inner products),
-chooses weights, and hybrids are sums of rows. So the models may lie on rank 0, or in blocks of
-columns over all ranks (``amn_mpi/shards.py``); both ways the same code runs on the same blocks.
+Such a server never looks at a whole model. It needs sums over columns (inner products), chooses
+weights, and hybrids are sums of rows. So the models may lie on rank 0, or in blocks of columns over
+all ranks (``amn_mpi/shards.py``); both ways the same code runs on the same blocks.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class Columns:
     """A block of columns in one round; read-only.
 
     Attributes:
-        reference: everybody's start, (width,).
+        reference: everybody's start, (width,), for methods with ``from_start``, else empty.
         models: every client's newest model before the round, (N, width).
-        rows: what the cohort returned, (n, returned, width); its models are ``rows[:, 0]``.
+        rows: what the cohort returned, (n, returned, width); its models are ``rows[:, 0]``. How they
+            lie in memory depends on the server: copy those that go into a product (``own_array``).
     """
 
     block: Block
@@ -46,9 +47,11 @@ class Mixing(Method):
 
     Attributes:
         blocks: all columns, in the order in which ``measure`` is summed.
+        from_start: ``measure`` needs everybody's start; it is the server state "reference".
     """
 
     mirrors: ClassVar[Mapping[str, str]] = {"models": "model"}
+    from_start: ClassVar[bool] = False
 
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -75,7 +78,7 @@ class Mixing(Method):
 
     @abstractmethod
     def numbers(self, round: int) -> int:
-        """How many numbers ``measure`` gives for each client."""
+        """How many numbers ``measure`` gives for each client; in rounds with 0 it is not called."""
 
     @abstractmethod
     def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
@@ -103,24 +106,30 @@ class Mixing(Method):
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         measured = self.nothing_measured(round, len(cohort))
         for block in self.blocks:
-            columns = self._of(server, block, arrived.rows)
-            measured[block.layer] += self.measure(round, cohort, columns)
-            if len(cohort) == len(columns.models):
-                columns.models.copy_(columns.rows[:, 0])  # half the time of the general way
+            models, rows = self.stack(server["models"], block), arrived.rows[:, :, block.columns]
+            if self.numbers(round):
+                columns = Columns(block, self._reference(server, block), models, rows)
+                measured[block.layer] += self.measure(round, cohort, columns)
+            if len(cohort) == len(models):
+                models.copy_(rows[:, 0])  # half the time of the general way
             else:
-                columns.models[cohort] = columns.rows[:, 0]
+                models[cohort] = rows[:, 0]
         return self.learn(server, round, arrived, measured)
 
-    def _of(self, server: State, block: Block, rows: torch.Tensor) -> Columns:
-        """A block of rank 0's models, and copies of the reference's and the cohort's columns.
+    def _reference(self, server: State, block: Block) -> torch.Tensor:
+        """Everybody's start in a block, where it is needed."""
+        import torch
 
-        What the clients returned lies in rows, and products of other arrays may round differently.
+        if not self.from_start:
+            return torch.empty(0)
+        return self.own_array("reference", server["reference"][block.columns])
+
+    def own_array(self, name: str, piece: torch.Tensor) -> torch.Tensor:
+        """A copy as an array of a block alone: products of other arrays may round differently.
+
+        It lasts until the next one of that name.
         """
-        found = []
-        for name, whole in (("reference", server["reference"]), ("rows", rows)):
-            piece = whole[..., block.columns]
-            found.append(self._scratch(name, *piece.shape).copy_(piece))
-        return Columns(block, found[0], self.stack(server["models"], block), found[1])
+        return self._scratch(name, *piece.shape).copy_(piece)
 
     def nothing_measured(self, round: int, clients: int) -> torch.Tensor:
         """Where the sums over blocks start, (L, n, numbers)."""
@@ -131,31 +140,25 @@ class Mixing(Method):
 
     # ---- what it costs
 
-    @property
-    def measuring_rows(self) -> float:
-        """Vectors of P floats that a rank needs to measure with."""
-        return 0.0
-
     @abstractmethod
     def small_floats(self, cohort: int) -> float:
         """Floats of the server's state and steps that do not grow with P."""
 
     def block_floats(self, cohort: int) -> float:
-        """Floats that a block takes beside its models: rows, three made of them, what is measured."""
-        rows = cohort * (self.wire.returned + 3)
-        return rows * self._widest + 2 * cohort * self.numbers(MOST)
+        """Floats that a block takes beside its models and rows: one of the rows, what is measured."""
+        return cohort * self.widest + 2 * cohort * self.numbers(MOST)
 
     def apart_rows(self, cohort: int) -> float:
-        """``server_rows`` of a server whose models lie with the other ranks: the reference and sums."""
+        """``server_rows`` of a server whose models lie with the other ranks: sums, a reference."""
         summed = 3 * len(self.setting.layout.groups) * cohort * self.numbers(MOST)  # in float64, then as used
-        return 1 + (self.small_floats(cohort) + summed) / self.setting.layout.size
+        return self.from_start + (self.small_floats(cohort) + summed) / self.setting.layout.size
 
     def server_rows(self, cohort: int) -> float:
         held = self.stack.size + self.block_floats(cohort)
-        return held / self.setting.layout.size + self.apart_rows(cohort) + self.measuring_rows
+        return held / self.setting.layout.size + self.apart_rows(cohort)
 
     @property
-    def _widest(self) -> int:
+    def widest(self) -> int:
         return max(block.size for block in self.blocks)
 
 

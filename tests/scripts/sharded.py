@@ -23,7 +23,6 @@ from amn_mpi.rounds import Run
 from amn_mpi.session import Session
 
 BLOCK = 500  # ten blocks of 4810 parameters, the narrow ones in the middle and at the end
-# 96 is no divisor of it, so sketches go on within a bucket.
 OPTIONS: dict[str, dict[str, Any]] = {
     "amn": {"common_rounds": 1, "sketch": 96},
     "fedamp": {},
