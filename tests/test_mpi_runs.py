@@ -162,4 +162,5 @@ def test_resulting_files(tmp_path: Path) -> None:
     sent, size = found["bytes_sent"], models.nbytes
     assert sent["scatter"] == 7 * size
     figures = 7 * 32 * 4 * 8 + 5 * 32 * 3 * 8  # seconds and three losses; counts of three models
-    assert sent["gather"] == 7 * 2 * size + figures
+    sketches = 7 * 32 * 2 * 512 * 4
+    assert sent["gather"] == 7 * 2 * size + figures + sketches
