@@ -112,8 +112,8 @@ def setup(case: dict[str, Any]) -> Setup:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", default="2,3,5,9,17,33")
-    parser.add_argument("--data", default="", help="a JSON file of measurements")
-    parser.add_argument("--out", default="", help="a JSON file: coefficients and tables")
+    parser.add_argument("--data", default="", help="a JSON file of measurements to add to")
+    parser.add_argument("--out", default="", help="a JSON file; NAME_data.json: what was measured")
     parser.add_argument("--quick", action="store_true", help="on 2 and 3 ranks")
     parser.add_argument("--inside", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -121,13 +121,14 @@ def main() -> int:
         from amn_mpi.main import main as on_every_rank
 
         on_every_rank([options.inside], series)
-    path = Path(options.data)
+    out = Path(options.out)
+    path = Path(options.data or out.with_name(f"{out.stem}_data.json"))
     cases = json.loads(path.read_text()) if options.data and path.exists() else []
     for ranks in ("2,3" if options.quick else options.ranks).split(","):
         if ranks:
             new = measure(ranks)
             cases = [case for case in cases if case["ranks"] != int(ranks)] + new
-            if options.data:
+            if options.data or options.out:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")
     cores = len(os.sched_getaffinity(0))
