@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from amn_mpi import __version__
+from amn_mpi import __version__, metrics
 from amn_mpi.comm import Communicator
 from amn_mpi.progress import table
 from amn_mpi.recorder import Recorder
@@ -44,6 +44,7 @@ def describe(
         "precision": config.precision,
         "model": run.method.headline,
         **recorder.scores(),
+        "by_size": metrics.by_size(percent[:, headline], fed.train),
         "models_sha256": digest,
         "diverged": {str(client): times for client, times in recorder.diverged.items()},
         "starts": recorder.starts,

@@ -171,12 +171,25 @@ def test_scores_of_every_model(done: Finished) -> None:
         deciles = scores["deciles"]
         assert len(deciles) == 9 and deciles == sorted(deciles)
         assert deciles == pytest.approx(np.percentile(accuracy, range(10, 100, 10)), abs=1e-5)
+        assert scores["jain"] == pytest.approx(
+            np.mean(accuracy) ** 2 / np.mean(np.square(accuracy)), abs=1e-5
+        )
         means = [row["models"][name]["mean_accuracy"] for row in done.rows]
         assert scores["best_accuracy"] == max(means)
         assert means[scores["best_round"] - 1] == max(means)
         assert scores["mean_last5"] == pytest.approx(np.mean(means[-5:]), abs=1e-5)
-    for key in ("mean_accuracy", "best_round", "best_accuracy", "deciles"):
+    for key in ("mean_accuracy", "best_round", "best_accuracy", "deciles", "jain"):
         assert done.result[key] == done.result["models"]["blend"][key]
+
+
+def test_accuracy_by_size_of_the_clients(done: Finished) -> None:
+    clients, parts = done.result["per_client"], done.result["by_size"]
+    assert sum(part["clients"] for part in parts) == CLIENTS
+    total = sum(part["clients"] * part["mean_accuracy"] for part in parts)
+    assert total == pytest.approx(sum(clients["accuracy"]), abs=1e-4)
+    edges = [edge for part in parts for edge in part["train_samples"]]
+    assert edges == sorted(edges)
+    assert (edges[0], edges[-1]) == (min(clients["train_samples"]), max(clients["train_samples"]))
 
 
 # ---- metrics.jsonl
