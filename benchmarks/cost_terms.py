@@ -22,6 +22,7 @@ NAMES = (
     "a turn of AMN, per million parameters",
     "a turn of FedAvg",
     "a turn of FedAvg, per million parameters",
+    "a turn beside others, on top per million parameters",
     "a GB through rank 0",
     "a message",
     "a message with clients' rows, on top",
@@ -81,10 +82,14 @@ class Setup:
 
 
 def turns(setup: Setup, at_a_time: int) -> list[float]:
-    """The first four terms: clients' turns one after another, each by a constant and by its parameters."""
+    """The first five terms: clients' turns one after another, each by a constant and by its parameters.
+
+    Turns at the same time share caches and the way to memory, so those cost more.
+    """
     one_by_one = setup.clients / at_a_time
     own = [one_by_one, one_by_one * setup.parameters / 1e6]
-    return [*own, 0.0, 0.0] if setup.method == "amn" else [0.0, 0.0, *own]
+    beside = own[1] if at_a_time > 1 else 0.0
+    return [*own, 0.0, 0.0, beside] if setup.method == "amn" else [0.0, 0.0, *own, beside]
 
 
 def terms(setup: Setup, cores: int) -> np.ndarray:
@@ -119,7 +124,7 @@ def far_away(setup: Setup, found: np.ndarray) -> dict[str, float]:
     """
     needs, owners = setup.needs(), setup.ranks - 1
     rank0, owner = needs[0], max(needs[1:], key=lambda need: need.down + need.up)
-    train = float(np.dot(turns(setup, min(owners, setup.clients)), found[:4]))
+    train = float(np.dot(turns(setup, min(owners, setup.clients)), found[:5]))
     levels = ceil(log2(setup.ranks))
     down, up, messages, at_once = float(rank0.down), float(rank0.up), float(CALLS * owners), 1.0
     if setup.method == "fedavg":

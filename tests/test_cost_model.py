@@ -22,23 +22,28 @@ def test_terms_by_hand() -> None:
     amn = terms(Setup("amn", clients, 64, 3), cores=2)
     moved = 3 * clients * size * 4 + clients * (4 * 8 + 2 * 512 * 4)
     pairs = clients**2 * (4 * size + 6144)
-    assert amn == pytest.approx([16, 16 * size / 1e6, 0, 0, moved / 1e9, 8, 4, pairs / 1e9, 1])
+    assert amn == pytest.approx(
+        [16, 16 * size / 1e6, 0, 0, 16 * size / 1e6, moved / 1e9, 8, 4, pairs / 1e9, 1]
+    )
     fedavg = terms(Setup("fedavg", clients, 64, 33), cores=2)
     moved = 32 * 12 * size + clients * 8
-    assert fedavg == pytest.approx([0, 0, 16, 16 * size / 1e6, moved / 1e9, 128, 0, 0, 1])
+    own = [16, 16 * size / 1e6, 16 * size / 1e6]
+    assert fedavg == pytest.approx([0, 0, *own, moved / 1e9, 128, 0, 0, 1])
+    alone = terms(Setup("fedavg", clients, 64, 2), cores=2)
+    assert alone[:5] == pytest.approx([0, 0, 32, 32 * size / 1e6, 0]), "one worker has the memory to itself"
 
 
 def test_the_fit_finds_what_made_the_times() -> None:
     names, sizes, ranks = ("amn", "fedavg"), ((32, 64), (128, 64), (32, 256)), (2, 3, 9, 33)
     rows = np.array([terms(Setup(m, n, h, r), 2) for m in names for n, h in sizes for r in ranks])
-    true = np.array([4e-4, 3e-3, 2e-4, 6e-3, 0.5, 4e-4, 3e-4, 0.01, 0.002])
+    true = np.array([4e-4, 3e-3, 2e-4, 6e-3, 1e-3, 0.5, 4e-4, 3e-4, 0.01, 0.002])
     assert fit(rows, rows @ true) == pytest.approx(true, rel=1e-6)
     true[-1] = -0.001
     assert (fit(rows, rows @ true) >= 0).all(), "no cost is negative"
 
 
 def test_more_ranks_take_from_rank_0_what_the_sharded_server_gives_them() -> None:
-    far = extrapolation(np.full(9, 0.01))
+    far = extrapolation(np.full(10, 0.01))
     whole, shared = [
         [row for row in far if (row["method"], row["server"]) == ("amn", server)]
         for server in ("rank0", "sharded")
