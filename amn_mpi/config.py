@@ -41,6 +41,9 @@ class Data:
     validation: float = key(
         0.0, "for tuning: this part of the training samples instead of the test samples", ge=0, lt=1
     )
+    unseen: float = key(
+        0.0, "part of the clients that come when the training is over, and are served then", ge=0, lt=1
+    )
     min_samples: int = key(10, "least number of training samples of any client", ge=1)
     labels: Literal["iid", "dirichlet", "classes", "groups"] = key(
         "dirichlet", "who sees which labels: the same mix, Dirichlet(alpha), k classes, a mix per group"
@@ -54,6 +57,16 @@ class Data:
         "permute", "hidden groups see rotated images, or permuted labels"
     )
     concept_groups: int = key(2, "number of hidden groups, for concept = rotate or permute", ge=1)
+
+    @property
+    def newcomers(self) -> int:
+        """Clients that do not train: at least one where any are asked for."""
+        return max(1, round(self.unseen * self.clients)) if self.unseen else 0
+
+    @property
+    def training(self) -> int:
+        """Clients that do."""
+        return self.clients - self.newcomers
 
 
 @dataclass(frozen=True)

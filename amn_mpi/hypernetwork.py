@@ -24,4 +24,8 @@ class HyperNetwork(nn.Module):
 
     def forward(self, clients: torch.Tensor) -> torch.Tensor:
         """(n,) client numbers -> (n, P) models."""
-        return self.head(self.body(self.embeddings(clients)))
+        return self.made(self.embeddings(clients))
+
+    def made(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(..., d) embeddings -> (..., P) models."""
+        return self.head(self.body(embeddings))

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from amn_mpi import methods, resume, session
+from amn_mpi import methods, newcomers, resume, session
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -62,11 +62,13 @@ def run_one(
             digest = folder.write_models(ready.layout, ready.fed.clients, rows, about, config.rounds)
         else:
             deque(rows, maxlen=0)  # the other ranks only send
+    served = newcomers.serve(ready, run)
     if recorder is None:
         return {}
     from amn_mpi import result
 
-    return result.describe(ready, recorder, cost, digest)
+    found = result.describe(ready, recorder, cost, digest)
+    return {**found, "newcomers": served} if served else found
 
 
 def cell(config: Config, comm: Communicator, fed: Federation, folder: RunFolder | None) -> dict[str, Any]:
@@ -132,15 +134,17 @@ def _baselines(ready: Session, config: Config, folder: RunFolder | None) -> dict
                 dataclasses.replace(other, resume="never" if config.resume == "never" else "auto"), keeps
             )
         try:
-            recorder = session.train(ready, other, clock, None, keeps, saved)[1]
+            run, recorder = session.train(ready, other, clock, None, keeps, saved)
         except Diverged as reason:
             found[name] = {"diverged": str(reason)}
             continue
+        served = newcomers.serve(ready, run)
         if recorder is not None:
             from amn_mpi import result
 
             found[name] = recorder.scores()
             found[name]["round_seconds"] = result.round_seconds(recorder.seconds)
+            found[name] |= {"newcomers": served} if served else {}
     return found
 
 

@@ -170,10 +170,10 @@ def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
 
 def _needed(comm: Communicator, config: Config) -> bool:
     """Whether this rank has work; ranks beyond the clients only wait for the end."""
-    ranks = config.data.clients + 1
+    ranks = config.data.training + 1
     if comm.size > ranks and comm.is_server:
         print(
-            f"amn_mpi: warning: {comm.size} ranks for {config.data.clients} clients and the "
+            f"amn_mpi: warning: {comm.size} ranks for {config.data.training} clients and the "
             f"server: {comm.size - ranks} stay idle",
             file=sys.stderr,
             flush=True,

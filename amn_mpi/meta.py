@@ -65,11 +65,23 @@ def similarities(sketches: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     Returns:
         (L, N, N), zero where either client is unseen.
     """
-    count = max(1, int(seen.sum()))
-    centred = (sketches - sketches[seen].sum(0) / count) * seen[:, None, None]
-    norms = centred.norm(dim=2, keepdim=True)
-    features = (centred / norms.clamp_min(1e-30)).transpose(0, 1)
+    features = _features(sketches, sketches, seen) * seen[:, None]
     return features @ features.transpose(1, 2)
+
+
+def similarities_to(sketches: torch.Tensor, known: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Cosines of newcomers' sketches, (n, L, k), and those of the trained clients, (N, L, k): (L, n, N).
+
+    Centred by the trained clients alone: what a newcomer gets does not depend on who comes with it.
+    """
+    trained = _features(known, known, seen) * seen[:, None]
+    return _features(sketches, known, seen) @ trained.transpose(1, 2)
+
+
+def _features(sketches: torch.Tensor, known: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Sketches without the mean of those seen, of length 1: (L, n, k)."""
+    centred = sketches - known[seen].sum(0) / max(1, int(seen.sum()))
+    return (centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-30)).transpose(0, 1)
 
 
 def leave_one_out(samples: torch.Tensor, seen: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Plan:
 
     def ranks(self) -> int:
         """More ranks than the smallest run can use would idle; 0 if nothing is left to run."""
-        return min((cell.config.data.clients + 1 for cell in self.todo), default=0)
+        return min((cell.config.data.training + 1 for cell in self.todo), default=0)
 
     def lock(self) -> None:
         """One comparison at a time writes to a folder."""
@@ -69,7 +69,7 @@ class Plan:
             told.update(
                 (f"{cell.folder}: {line}", None) for line in forecast.warnings(cell.config, fed, comm)
             )
-        most = max(cell.config.data.clients for cell in self.todo)
+        most = max(cell.config.data.training for cell in self.todo)
         if comm.size == self.ranks() < most + 1:
             told[f"ranks beyond {comm.size} stay idle: the smallest run has {comm.size - 1} clients"] = None
         if self.matrix.untuned:

@@ -92,6 +92,10 @@ def show(result: dict[str, Any], folder: str) -> None:
     )
     columns = ["test accuracy, %", "mean", "last 5 rounds", "std", "worst tenth", "by samples"]
     table(title, columns, cells)
+    if "newcomers" in result:
+        from amn_mpi import newcomers
+
+        newcomers.show(result)
     seconds = result["seconds"]["rank0"]
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
     for name in baselines:

@@ -82,6 +82,7 @@ class Session:
             clients = self.placement.clients(comm.owner)
             serving = comm.server_on_host and comm.size > 1  # rank 0 needs no GPU
             device = choose_device(config.device, comm.rank_on_host - serving)
+        self.device = device
         self.samples = load_samples(fed, clients, config.seed, device)
         # No larger than any client needs; a function of all clients, so the same on every rank.
         most = int(max(fed.train.max(), fed.test.max()))
@@ -90,6 +91,10 @@ class Session:
         self._chosen = engines.choose(config, self.module, fed.shape, device)
         self._at_once = activations.together(config, fed, self.layout, device.type)
         self._trained_by = (self.module, self.layout, local, fed.shape, batch, device, comm.step)
+
+    def load(self, fed: data.Federation, clients: range) -> dict[int, Samples]:
+        """A rank's clients of another federation, as tensors where it trains."""
+        return load_samples(fed, clients, self.config.seed, self.device)
 
     def method(self, config: Config) -> Method:
         def draw(number: int) -> torch.Tensor:

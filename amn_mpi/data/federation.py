@@ -23,6 +23,7 @@ class Federation:
     Client i has rows from ``start[i]``: ``train[i]`` for training, then ``test[i]``.
     ``train_counts`` (N, C) counts labels as the client sees them. A model sees
     ``x * scale + shift``. ``content``: a checksum of all that is in the file (0: there is none).
+    ``newcomers``: clients that come when the training is over; None where there are none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Federation:
     label_group: np.ndarray
     concept_group: np.ndarray
     content: int = 0
+    newcomers: Federation | None = None
 
     @property
     def clients(self) -> int:

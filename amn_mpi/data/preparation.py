@@ -13,6 +13,7 @@ import numpy as np
 from amn_mpi.data import cache
 from amn_mpi.data.federation import Federation, plan
 from amn_mpi.data.readers import reader
+from amn_mpi.data.unseen import hold_back
 from amn_mpi.data.validation import hold_out
 from amn_mpi.errors import UserError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from amn_mpi.config import Data
 
 # Everything that decides who gets what; data.root and data.cache only say where things lie, and
-# data.validation is applied to what is in the cache.
+# data.validation and data.unseen are applied to what is in the cache.
 KEYS = (
     "name",
     "split",
@@ -44,7 +45,7 @@ def describe(data: Data, seed: int) -> Federation:
     """The federation without its samples: reads the data set, writes nothing."""
     source = reader(data)
     found = plan(source.read(data, source.locate(data)), data, seed)
-    return hold_out(found.federation, data.validation, found.y)
+    return hold_back(hold_out(found.federation, data.validation, found.y), data, seed)
 
 
 def prepare(data: Data, seed: int) -> Federation:
@@ -57,7 +58,7 @@ def prepare(data: Data, seed: int) -> Federation:
     path = _folder(data) / f"{_stem(data)}-{_key(data, seed, files)}.h5"
     found = cache.read(path)
     if found is not None:
-        return _validated(found, data)
+        return _validated(found, data, seed)
     raw = source.read(data, files)
     cache.write(path, plan(raw, data, seed), raw.x)
     found = cache.read(path)
@@ -65,14 +66,14 @@ def prepare(data: Data, seed: int) -> Federation:
         raise UserError(
             f"{path}: was written, but does not read back; set data.cache or $AMN_CACHE to another folder"
         )
-    return _validated(found, data)
+    return _validated(found, data, seed)
 
 
-def _validated(fed: Federation, data: Data) -> Federation:
+def _validated(fed: Federation, data: Data, seed: int) -> Federation:
     labels = np.empty(0, np.int32)
     if data.validation:
         labels = np.fromfile(fed.path, np.int32, int(fed.start[-1]), offset=fed.y_offset)
-    return hold_out(fed, data.validation, labels)
+    return hold_back(hold_out(fed, data.validation, labels), data, seed)
 
 
 def _folder(data: Data) -> Path:

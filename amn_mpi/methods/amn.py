@@ -18,7 +18,7 @@ import numpy as np
 
 from amn_mpi import rng
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Setting, State, Update, Wire, held_out
+from amn_mpi.methods.base import Arrived, Client, Reply, Setting, State, Update, Wire, held_out
 from amn_mpi.methods.mixing import Columns, Mixing
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class AMN(Mixing):
         figures=("held_loss", *LOSSES),
     )
     models = ("local", "hybrid", "blend")
+    newcomer_models = ("hybrid", "blend", "local")
     kept = 0.25  # the signs of the sketch, a byte each
 
     def __init__(self, options: Any, setting: Setting) -> None:
@@ -143,6 +144,42 @@ class AMN(Mixing):
             similarity, allowed, _ = self._views(server, np.arange(self.setting.clients))
             return network.attention(similarity, allowed).numpy()
 
+    # ---- clients that come when the training is over
+
+    def welcome(self, server: State, initial: torch.Tensor) -> torch.Tensor:
+        """The commonality of all: the mean of their newest models, by samples."""
+        return self.mixed(server, self._common(server).expand(self.matrices, 1, -1).contiguous())[0]
+
+    def receive(self, server: State, models: torch.Tensor) -> Reply:
+        """Attention to the trained clients by the trained network, and the hybrids it gives."""
+        import torch
+
+        from amn_mpi import meta
+
+        network, _, _ = self._meta(server)
+        seen, allowed = server["seen"], server["seen"].expand(len(models), -1)
+        sketches = torch.stack([self._sketch(model) for model in models])
+        similarity = meta.similarities_to(sketches, server["sketches"], seen)
+        common = self._common(server).expand(len(models), -1)
+        with torch.no_grad():
+            attention = network.attention(similarity, allowed)
+            weights = network(similarity, allowed, common).contiguous()
+        return Reply(self.mixed(server, weights), attention.numpy())
+
+    def settle(
+        self, answer: torch.Tensor, own: torch.Tensor, numbers: Mapping[str, float]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "hybrid", answer
+        yield "blend", answer.lerp(own, numbers["rho"])
+        yield "local", own
+
+    def _common(self, server: State) -> torch.Tensor:
+        """Shares of the clients seen by now, by samples, (N,)."""
+        import torch
+
+        samples = torch.from_numpy(self.setting.samples).float() * server["seen"]
+        return samples / samples.sum()
+
     def small_floats(self, cohort: int) -> float:
         """Four times all sketches, and some 14 layers x N x N on the way to the weights."""
         clients, layers = self.setting.clients, len(self.setting.layout.groups)
@@ -167,11 +204,8 @@ class AMN(Mixing):
 
     def _mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
         """Mixing weights for the cohort, (L, n, N), differentiable by the meta-parameters."""
-        import torch
-
         if round <= self.options.common_rounds:
-            samples = torch.from_numpy(self.setting.samples).float() * server["seen"]
-            return (samples / samples.sum()).expand(self.matrices, len(cohort), -1)
+            return self._common(server).expand(self.matrices, len(cohort), -1)
         return self._meta(server)[0](*self._views(server, cohort))
 
     def _views(self, server: State, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -155,6 +155,13 @@ class Arrived:
     cut: bool = False
 
 
+class Reply(NamedTuple):
+    """What a method answers newcomers, in their order: models, (n, P), and attention, (layers, n, N)."""
+
+    models: torch.Tensor
+    attention: np.ndarray | None = None
+
+
 class Method:
     """Base of all methods; see the module's text.
 
@@ -171,6 +178,7 @@ class Method:
             ends (new state that does not point into what was received or is sent), and until the
             turn ends.
         kept: as many that a rank keeps for all its clients.
+        newcomer_models: names of the models of ``settle``; the last is the one a newcomer uses.
     """
 
     Options: ClassVar[Any]
@@ -182,6 +190,7 @@ class Method:
     fresh: float = 0.0
     scratch: float = 0.0
     kept: float = 0.0
+    newcomer_models: ClassVar[tuple[str, ...]] = ("finetuned",)
 
     def __init__(self, options: Any, setting: Setting) -> None:
         self.options, self.setting = options, setting
@@ -236,6 +245,38 @@ class Method:
     def attention(self, server: State) -> np.ndarray | None:
         """Who listens to whom, (layers, N, N), for methods that have such weights."""
         return None
+
+    # ---- clients that come when the training is over
+
+    def welcome(self, server: State, initial: torch.Tensor) -> torch.Tensor:
+        """What a newcomer trains its first model from, (P,): one model that goes to all, where there is one.
+
+        Raises:
+            ConfigError: the method has nothing for clients that it never trained with.
+        """
+        import torch
+
+        if self.wire.down != "broadcast" or self.wire.received != 1 or self.part != self.setting.layout.whole:
+            raise ConfigError(
+                f"method.name = {self.options.name} has no model for clients that it never trained with"
+            )
+        out = torch.empty(1, 1, self.setting.layout.size)
+        self.personalise(server, 0, np.arange(self.setting.clients), out)
+        return out[0, 0]
+
+    def receive(self, server: State, models: torch.Tensor) -> Reply | None:
+        """Answer newcomers' first models, (n, P); changes nothing. None: each goes on with its own."""
+        return None
+
+    def settle(
+        self, answer: torch.Tensor, own: torch.Tensor, numbers: Mapping[str, float]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """A newcomer's models by name, as ``newcomer_models`` has them, each (P,).
+
+        Args:
+            answer: the method's. own: the newcomer's own model by now. numbers: see ``deploy``.
+        """
+        yield "finetuned", own
 
     # ---- the client's rank
 

@@ -31,6 +31,9 @@ class Local(Method):
     def keeps(self, initial: torch.Tensor) -> State:
         return {"model": initial}
 
+    def welcome(self, server: State, initial: torch.Tensor) -> torch.Tensor:
+        return initial
+
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
         model = engine.train(client.state["model"], client.x, client.y, client.generator("shuffle"))
         return Update(state={"model": model.clone()})

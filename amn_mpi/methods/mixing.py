@@ -103,6 +103,15 @@ class Mixing(Method):
             models = self.stack(server["models"], block)
             blocks.mix(weights, models, block, out=out[:, 0, block.columns])
 
+    def mixed(self, server: State, weights: torch.Tensor) -> torch.Tensor:
+        """Sums of all clients' newest models by weights (matrices, n, N): (n, P)."""
+        import torch
+
+        out = torch.empty(weights.shape[1], self.setting.layout.size)
+        for block in self.blocks:
+            blocks.mix(weights, self.stack(server["models"], block), block, out=out[:, block.columns])
+        return out
+
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         measured = self.nothing_measured(round, len(cohort))
         for block in self.blocks:

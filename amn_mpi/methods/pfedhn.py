@@ -12,7 +12,7 @@ import numpy as np
 from amn_mpi import rng
 from amn_mpi.config import key
 from amn_mpi.errors import ConfigError
-from amn_mpi.methods.base import Arrived, Client, Method, Setting, State, Update, Wire
+from amn_mpi.methods.base import Arrived, Client, Method, Reply, Setting, State, Update, Wire
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,9 @@ class Options:
     server_momentum: float = key(0.9, "its momentum", ge=0, lt=1)
     server_decay: float = key(0.001, "its weight decay", ge=0)
     clip: float = key(50.0, "largest norm of its gradient; 0: any", ge=0)
+
+
+FIT_STEPS, FIT_LR = 100, 0.05  # of a newcomer's embedding
 
 
 class PFedHN(Method):
@@ -79,6 +82,34 @@ class PFedHN(Method):
         self._step(parameters, gradient, server["momentum"])
         server["network"].copy_(parameters)
         return {}
+
+    def welcome(self, server: State, initial: torch.Tensor) -> torch.Tensor:
+        """The model of the mean embedding."""
+        import torch
+
+        network, _, _ = self._network(server)
+        with torch.no_grad():
+            return network.made(network.embeddings.weight.mean(0))
+
+    def receive(self, server: State, models: torch.Tensor) -> Reply:
+        """Embeddings fitted to the newcomers' models, the network as it is (section 5.4 of the paper).
+
+        Steps of Adam, from the mean embedding, on ||h(v) - theta~||^2 / 2, whose gradient J^T (h(v) -
+        theta~) is that of training; all of them on the server, after one message.
+        """
+        import torch
+
+        from amn_mpi import meta
+
+        network, _, _ = self._network(server)
+        own = network.embeddings.weight.detach().mean(0).repeat(len(models), 1).requires_grad_()
+        moments = torch.zeros(2, *own.shape)
+        for step in range(1, FIT_STEPS + 1):
+            made = network.made(own)
+            (slope,) = torch.autograd.grad(made, own, made.detach() - models)
+            meta.adam(own.data, slope, moments, step, FIT_LR)
+        with torch.no_grad():
+            return Reply(network.made(own))
 
     def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor) -> None:
         o = self.options
