@@ -130,6 +130,14 @@ class Faults:
     )
 
 
+@dataclass(frozen=True)
+class Logging:
+    """What a run keeps to be looked at; the results do not depend on it."""
+
+    attention: int = key(10, "most rounds whose attention is kept, evenly spaced; 0: none", ge=0, le=10_000)
+    report: bool = key(False, "write report.html at the end of the run; needs the extra report")
+
+
 SECTIONS: dict[str, type] = {
     "data": Data,
     "model": Model,
@@ -138,6 +146,7 @@ SECTIONS: dict[str, type] = {
     "comm": Comm,
     "checkpoint": Checkpoint,
     "faults": Faults,
+    "logging": Logging,
 }
 
 
@@ -178,6 +187,7 @@ class Config:
     comm: Comm = field(default_factory=Comm)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     faults: Faults = field(default_factory=Faults)
+    logging: Logging = field(default_factory=Logging)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""

@@ -13,7 +13,7 @@ from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
-from amn_mpi.errors import Diverged, UserError
+from amn_mpi.errors import Diverged, Interrupted, Stopped, UserError
 from amn_mpi.session import Session
 
 if TYPE_CHECKING:
@@ -36,6 +36,20 @@ def run_all(
         folder.finish(found)
         with reader_may_leave():
             result.show(found, str(folder.path))
+        if config.logging.report:
+            _report(folder)
+
+
+def _report(folder: RunFolder) -> None:
+    """The result is there already: whatever is wrong with its picture is a warning."""
+    try:
+        from amn_mpi.report import write
+
+        print(f"  report in {write(folder.path)}", flush=True)
+    except (Interrupted, Stopped):
+        raise
+    except Exception as error:
+        resume.warn(f"no report: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def run_one(

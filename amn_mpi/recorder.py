@@ -12,6 +12,7 @@ from amn_mpi.progress import Progress
 from amn_mpi.resume import warn
 from amn_mpi.rounds import Outcome, Run
 from amn_mpi.runfolder import RunFolder
+from amn_mpi.snapshots import Snapshots
 
 
 class Recorder:
@@ -23,6 +24,7 @@ class Recorder:
         self.rounds: list[dict[str, Any]] = []
         self.seconds: list[float] = []
         self.starts: list[dict[str, int]] = []
+        self.snapshots = None if folder is None else Snapshots(folder.path, run.config)
         self.correct = np.zeros((fed.clients, len(run.method.models)), np.int64)
 
     def begin(self, history: dict[str, Any] | None) -> None:
@@ -32,8 +34,9 @@ class Recorder:
             self.correct = np.array(history["correct"], np.int64)
         self.starts.append({"after_round": self.run.done, "ranks": self.run.comm.size})
         self.progress.begin(self.run.done)
-        if self.folder is not None:
+        if self.folder is not None and self.snapshots is not None:
             self.folder.start(self.run.config)
+            self.snapshots.begin(self.run.done)
             self.folder.begin([self._line(row, s) for row, s in zip(self.rounds, self.seconds)])
 
     def history(self) -> dict[str, Any]:
@@ -56,7 +59,7 @@ class Recorder:
         if outcome.dropped:
             row["diverged"] = sorted(outcome.dropped)
             self._warn(outcome)
-        row.update(self._attention())
+        row.update(self._attention(outcome.round))
         self.rounds.append(row)
         if self.folder is not None:
             self.folder.add(self._line(row, outcome.seconds))
@@ -104,13 +107,15 @@ class Recorder:
         each = {n: metrics.summary(correct[:, k], self.tested) for k, n in enumerate(names)}
         short = {n: {"mean_accuracy": s["mean_accuracy"], "worst10": s["worst10"]} for n, s in each.items()}
         headline = each[self.run.method.headline]
-        return {**{k: headline[k] for k in ("mean_accuracy", "worst10", "std")}, "models": short}
+        return {**{k: headline[k] for k in ("mean_accuracy", "worst10", "std", "deciles")}, "models": short}
 
-    def _attention(self) -> dict[str, Any]:
+    def _attention(self, round: int) -> dict[str, Any]:
         """How wide it is, and its share inside the hidden groups, which the method never sees."""
         fed, attention = self.fed, self.run.method.attention(self.run.server)
         if attention is None:
             return {}
+        if self.snapshots is not None:
+            self.snapshots.add(round, attention)
         groups = {"concept": np.asarray(fed.concept_group), "label": np.asarray(fed.label_group)}
         inside = {
             f"inside_{name}_groups": metrics.inside_groups(attention, group)

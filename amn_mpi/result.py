@@ -40,6 +40,8 @@ def describe(
         "ranks": comm.size,
         "clients": fed.clients,
         "parameters": ready.layout.size,
+        "layers": [group.name for group in ready.layout.groups],
+        "class_names": list(fed.class_names),
         "engine": ready.engine_name,
         "precision": config.precision,
         "model": run.method.headline,
@@ -64,6 +66,7 @@ def describe(
                 name: [round(float(v), 6) for v in percent[:, k]] for k, name in enumerate(run.method.models)
             },
             "train_samples": fed.train.tolist(),
+            "train_counts": np.asarray(fed.train_counts).tolist(),
             "test_samples": fed.test.tolist(),
             "concept_group": np.asarray(fed.concept_group).tolist(),
             "label_group": np.asarray(fed.label_group).tolist(),

@@ -25,6 +25,7 @@ FREE = (
     "comm",
     "checkpoint",
     "faults",
+    "logging",
     "server",
     "server_gb",
     "data.root",

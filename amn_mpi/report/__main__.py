@@ -1,0 +1,63 @@
+"""A run as one HTML page and as figures for a paper.
+
+``python -m amn_mpi.report RUN [--out DIR] [--local RUN2]``
+
+RUN is the folder of a run, finished or not. Writes report.html and figures/*.pdf, *.png there, or in DIR.
+RUN2 is a run of the method local on the same clients: each client's accuracy is shown beside its own there.
+
+Exit status: 0 written, 1 nothing to report or a damaged file, 2 a wrong command line.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from amn_mpi.errors import ConfigError, UserError
+from amn_mpi.report import write
+
+OPTIONS = ("--out", "--local")
+HELP = (__doc__ or "").strip()
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status; what is wrong is told in one line."""
+    if {"--help", "-h"} & set(argv):
+        print(HELP)
+        return 0
+    try:
+        folder, options = _parse(argv)
+        print(f"report in {write(folder, options.get('--out'), options.get('--local'))}", flush=True)
+    except UserError as error:
+        print(f"amn_mpi: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[Path, dict[str, Path]]:
+    names: list[str] = []
+    options: dict[str, Path] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            names.append(word)
+            continue
+        if option not in OPTIONS:
+            raise ConfigError(f"{option}: unknown; valid is RUN [--out DIR] [--local RUN2]")
+        if not equals and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        if not value:
+            raise ConfigError(f"{option}: a folder is missing after it")
+        options[option] = Path(value)
+    if len(names) != 1:
+        raise ConfigError(f"give one run folder, not {len(names)}; valid is RUN [--out DIR] [--local RUN2]")
+    return Path(names[0]), options
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(main(sys.argv[1:]))
