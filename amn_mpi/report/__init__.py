@@ -19,7 +19,7 @@ def write(folder: Path, out: Path | None = None, local: Path | None = None) -> P
         local: a run of the method local on the same clients, to compare each client with.
 
     Raises:
-        UserError: there is nothing to report, a file is damaged or cannot be written, or a library is missing.
+        UserError: nothing to report, a file is damaged or cannot be written, a library is missing.
     """
     try:
         import jinja2  # noqa: F401

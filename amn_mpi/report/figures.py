@@ -59,7 +59,11 @@ def clients(found: Found, width: Width, local: np.ndarray | None) -> Figure | No
     places = np.arange(len(order))
     method = short(found.result.get("method", "own model"))
     many = len(order) > MANY
-    ax.bar(places, found.accuracy[order], 1.0 if many else 0.7, color=series(0), alpha=0.75, label=method)
+    shape = {"color": series(0), "alpha": 0.75, "label": method}
+    if many:  # bars that touch show seams
+        ax.fill_between(places, found.accuracy[order], step="mid", lw=0, **shape)
+    else:
+        ax.bar(places, found.accuracy[order], 0.7, **shape)
     ax.axhline(found.accuracy.mean(), color=series(0), lw=1, label=f"{method}, mean")
     alone = _local_mean(found)
     if local is not None:
@@ -68,9 +72,11 @@ def clients(found: Found, width: Width, local: np.ndarray | None) -> Figure | No
         alone = float(local.mean())
     if alone is not None:
         ax.axhline(alone, color=series(1), lw=1, ls="--", label="Local, mean")
-    _axes(ax, "clients, by accuracy" if many else "client, by accuracy", "test accuracy, %")
+    named = len(order) <= width.ticks
+    _axes(ax, "client, by accuracy" if named else "clients, by accuracy", "test accuracy, %")
     ax.set_xlim(-0.6, len(order) - 0.4)
-    ax.set_xticks(*(every(range(len(order)), width.ticks // 2) if many else _numbers(order, width)))
+    ax.set_ylim(bottom=0)
+    ax.set_xticks(*every(order if named else range(len(order)), width.ticks if named else width.ticks // 2))
     _legend(fig, ax, width, 4)
     return fig
 
@@ -149,11 +155,6 @@ def _bars(ax: Axes, names: list[str], label: str) -> None:
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.grid(visible=True, axis="x")
-
-
-def _numbers(order: np.ndarray, width: Width) -> tuple[list[int], list[str]]:
-    """All the clients' numbers where they fit, else their places."""
-    return every(order if len(order) <= width.ticks else range(len(order)), width.ticks)
 
 
 def _axes(ax: Axes, x: str, y: str) -> None:

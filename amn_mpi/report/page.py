@@ -119,7 +119,7 @@ def _png(cells: np.ndarray) -> str:
     from PIL import Image
 
     levels, places = np.unique(cells[..., 3], return_inverse=True)
-    image = Image.fromarray(places.reshape(cells.shape[:2]).astype(np.uint8), mode="P")
+    image = Image.frombytes("P", cells.shape[1::-1], places.astype(np.uint8).tobytes())
     image.putpalette(list(heat.ACCENT) * len(levels))
     file = io.BytesIO()
     image.save(file, "PNG", transparency=bytes(levels.tolist()), optimize=True)
