@@ -103,7 +103,8 @@ def test_rounds_are_evenly_spaced_and_the_last_is_among_them() -> None:
 def test_attention_is_kept(runs: Path) -> None:
     kept = snapshots.kept(runs / "amn")
     assert [path.name for path in kept.values()] == ["00003.npy", "00005.npy", "00007.npy"]
-    rows = {row["round"]: row for row in map(json.loads, open(runs / "amn" / "metrics.jsonl"))}
+    lines = (runs / "amn" / "metrics.jsonl").read_text().splitlines()
+    rows = {row["round"]: row for row in map(json.loads, lines)}
     for round, path in kept.items():
         attention = np.load(path)
         assert (attention.dtype, attention.shape) == (np.float16, (2, CLIENTS, CLIENTS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def clients(found: Found, width: Width, local: np.ndarray | None) -> Figure | No
     places = np.arange(len(order))
     method = short(found.result.get("method", "own model"))
     many = len(order) > MANY
-    shape = {"color": series(0), "alpha": 0.75, "label": method}
+    shape: dict[str, Any] = {"color": series(0), "alpha": 0.75, "label": method}
     if many:  # bars that touch show seams
         ax.fill_between(places, found.accuracy[order], step="mid", lw=0, **shape)
     else:
@@ -76,7 +76,8 @@ def clients(found: Found, width: Width, local: np.ndarray | None) -> Figure | No
     _axes(ax, "client, by accuracy" if named else "clients, by accuracy", "test accuracy, %")
     ax.set_xlim(-0.6, len(order) - 0.4)
     ax.set_ylim(bottom=0)
-    ax.set_xticks(*every(order if named else range(len(order)), width.ticks if named else width.ticks // 2))
+    numbers = order.tolist() if named else list(range(len(order)))
+    ax.set_xticks(*every(numbers, width.ticks if named else width.ticks // 2))
     _legend(fig, ax, width, 4)
     return fig
 
@@ -99,7 +100,7 @@ def gate(found: Found, width: Width) -> Figure | None:
     for k, name in enumerate(names):
         style = ("-", "--", ":", "-.")[k // 8 % 4] if len(names) > 8 else ("-", "--", "-.", ":")[k % 4]
         ax.plot(rounds, values[:, k], ls=style, color=series(k), label=short(name))
-    _axes(ax, "round", "gate: share of attention")
+    _axes(ax, "round", "gate")
     _whole(ax)
     _legend(fig, ax, width, 6)
     return fig

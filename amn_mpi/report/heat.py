@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,7 +86,11 @@ def classes(found: Found, width: Width, order: np.ndarray) -> Figure | None:
     fig = figure(width, 1.6 + min(0.2 * len(names), 0.55 * width.inches + 1.0))
     top, ax = fig.subplots(2, 1, sharex=True, height_ratios=(1, max(2.0, min(len(names) / 3, 5))))
     n = len(order)
-    top.bar(range(n), counts.sum(1), 0.8 if n <= 60 else 1.0, color=series(0), alpha=0.75)
+    if n > 60:  # bars that touch show seams
+        top.fill_between(range(n), counts.sum(1), step="mid", color=series(0), alpha=0.75, lw=0)
+        top.set_ylim(bottom=0)
+    else:
+        top.bar(range(n), counts.sum(1), 0.8, color=series(0), alpha=0.75)
     top.set_ylabel("samples")
     top.tick_params(length=0, labelbottom=False)
     top.grid(visible=True, axis="y")
@@ -108,7 +112,7 @@ def classes(found: Found, width: Width, order: np.ndarray) -> Figure | None:
 
 def _marks(ax: Axes, order: np.ndarray, most: int, both: bool) -> None:
     """Numbers of the clients in their order; beyond ``most`` evenly spaced ones."""
-    places, labels = every(order, most)
+    places, labels = every(order.tolist(), most)
     turned = 90 if len(labels) > 12 else 0
     ax.set_xticks(places, labels, rotation=turned)
     if both:
@@ -129,7 +133,7 @@ def _margins(ax: Axes, found: Found, order: np.ndarray, both: bool) -> None:
         numbers = np.unique(groups, return_inverse=True)[1][order]
         at = 1.012 + 0.035 * k
         for start, stop in _runs(numbers):
-            look = {"color": _colour(kind, k, int(numbers[start])), "lw": 0, "clip_on": False}
+            look: dict[str, Any] = {"color": _colour(kind, k, int(numbers[start])), "lw": 0, "clip_on": False}
             thick = 0.025 if both else 0.03
             place = (start - 0.5, at)
             ax.add_patch(Rectangle(place, stop - start, thick, transform=ax.get_xaxis_transform(), **look))
