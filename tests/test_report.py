@@ -265,6 +265,13 @@ def test_a_damaged_result(copy: Path, capsys: pytest.CaptureFixture[str], text: 
     assert status == 1 and told in line and str(copy) in line
 
 
+def test_values_that_no_run_writes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(copy, seconds="long")
+    status, line = refused(capsys, copy)
+    assert status == 1 and f"{copy}: its files hold what no run writes: AttributeError" in line
+    assert not (copy / "report.html").exists()
+
+
 def test_wrong_folders_and_words(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

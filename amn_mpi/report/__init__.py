@@ -35,3 +35,6 @@ def write(folder: Path, out: Path | None = None, local: Path | None = None) -> P
         return page.write(found, alone, target)
     except OSError as error:
         raise UserError(f"{error.filename or target}: cannot be written: {error.strerror}") from None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise UserError(f"{folder}: its files hold what no run writes: {reason}") from None

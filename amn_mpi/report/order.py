@@ -44,4 +44,5 @@ def _join(pairs: np.ndarray, i: int, j: int, ni: int, nj: int) -> None:
 
 def _turned(one: list[int], other: list[int], alike: np.ndarray) -> list[int]:
     ways = [(a, b) for a in (one, one[::-1]) for b in (other, other[::-1])]
-    return sum(max(ways, key=lambda way: alike[way[0][-1], way[1][0]]), [])
+    first, second = max(ways, key=lambda way: float(alike[way[0][-1], way[1][0]]))
+    return first + second
