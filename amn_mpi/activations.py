@@ -51,7 +51,13 @@ def _sizes(config: Config, fed: Federation) -> tuple[list[int], int]:
     """Numbers that come out of each layer for one sample, and those of the sample."""
     import torch
 
-    from amn_mpi import models, shapes
+    from amn_mpi import models, plugin, shapes
+
+    if plugin.is_file(config.model.name):
+        from amn_mpi import foreign
+
+        own = models.build(config.model, fed.shape, fed.classes, config.seed)
+        return foreign.outputs(own, fed.shape), math.prod(fed.shape)
 
     with torch.device("meta"):
         module = models.build(config.model, fed.shape, fed.classes, config.seed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amn_mpi import activations, methods
+from amn_mpi import activations, methods, plugin
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods.base import Method, Setting
 from amn_mpi.methods.mixing import Mixing, sharded
@@ -58,7 +58,7 @@ class Need:
 
 
 def layout_of(config: Config, fed: Federation) -> ParameterLayout:
-    """Layout of the configured model, built without memory for its parameters.
+    """Layout of the configured model; built without memory for its parameters, unless it is a user's own.
 
     Raises:
         ConfigError: the model does not fit the samples, or is larger than can be counted.
@@ -68,6 +68,8 @@ def layout_of(config: Config, fed: Federation) -> ParameterLayout:
     from amn_mpi import models
     from amn_mpi.params import ParameterLayout
 
+    if plugin.is_file(config.model.name):  # not every network can be built on the meta device
+        return ParameterLayout.of(models.build(config.model, fed.shape, fed.classes, config.seed))
     try:
         with torch.device("meta"):
             return ParameterLayout.of(models.build(config.model, fed.shape, fed.classes, config.seed))
@@ -82,11 +84,15 @@ def check(config: Config, fed: Federation) -> None:
     Raises:
         ConfigError: one of them cannot; told before anything is trained.
     """
+    if plugin.is_file(config.model.name):
+        from amn_mpi import foreign
+
+        foreign.check(config.model, fed.shape, fed.classes)
     setting = Setting(layout_of(config, fed), fed.train, config.seed, config.local)
     sharded(config, methods.get(config.method.name)(config.method, setting))
     for name in methods.listed(config.baselines):
         try:
-            methods.get(name)(methods.options(name)(), setting)
+            methods.get(name)(methods.baseline(config, name).method, setting)
         except ConfigError as error:
             raise ConfigError(f"baselines = {config.baselines}: {error}") from None
 

@@ -18,7 +18,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from amn_mpi import __version__, methods
+from amn_mpi import __version__, methods, plugin
 from amn_mpi.config import SECTIONS, Config, Key, all_keys, build, leaves
 from amn_mpi.errors import ConfigError, UserError
 
@@ -153,17 +153,21 @@ def _method_name(words: Sequence[str], layers: list[dict[str, Any]]) -> str:
         name = layer.get("method.name", name)
     for option, value in zip(words[::2], words[1::2]):
         name = value if option == "--method.name" else name
-    if not isinstance(name, str) or name not in methods.METHODS:
-        raise ConfigError(f"method.name = {name}: valid is one of {', '.join(methods.METHODS)}")
+    if not isinstance(name, str) or not methods.known(name):
+        raise ConfigError(f"method.name = {name}: valid is one of {methods.VALID}")
     return name
 
 
 def _check_baselines(names: str) -> None:
     for name in methods.listed(names):
-        if name not in methods.METHODS:
-            raise ConfigError(
-                f"baselines = {names}: {name} is no method; valid are {', '.join(methods.METHODS)}"
-            )
+        if not methods.known(name):
+            raise ConfigError(f"baselines = {names}: {name} is no method; valid are {methods.VALID}")
+        methods.get(name, "baselines")
+    called: dict[str, str] = {}
+    for name in methods.listed(names):
+        other = called.setdefault(plugin.short(name), name)
+        if other != name:
+            raise ConfigError(f"baselines = {names}: {other} and {name} are both called {plugin.short(name)}")
 
 
 def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> dict[str, Any]:
@@ -172,8 +176,7 @@ def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> 
     current = methods.DEFAULT
     for layer in layers:
         current = layer.get("method.name", current)
-        known_name = isinstance(current, str) and current in methods.METHODS
-        theirs = set(all_keys(methods.options(current))) if known_name else set()
+        theirs = set(all_keys(methods.options(current))) if methods.known(current) else set()
         for name, value in layer.items():
             if name == "":
                 continue
@@ -250,7 +253,7 @@ def _help(known: dict[str, Key]) -> str:
     for key in known.values():
         default = f"; default {key.default}" if key.default != "" else ""
         lines.append(f"  --{key.name:<26} {key.help} ({key.valid()}{default})")
-    lines += ["", f"methods, each with options of its own under method.: {', '.join(methods.METHODS)}"]
+    lines += ["", f"methods, each with options of its own under method.: {methods.VALID}"]
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from amn_mpi import config, native
+from amn_mpi.dense import unaltered
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Pull
 from amn_mpi.params import ParameterLayout, Part
@@ -40,7 +41,7 @@ def specification(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | Non
     Args:
         shape: of one sample.
     """
-    if type(module) is not nn.Sequential:
+    if type(module) is not nn.Sequential or not unaltered(module):
         return None
     children: list[Any] = list(module.children())
     rows: list[tuple[int, ...]] = []

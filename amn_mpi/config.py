@@ -14,12 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from amn_mpi import plugin
 from amn_mpi.errors import ConfigError
 
+MODELS = ("linear", "mlp", "cnn", "lenet5", "resnet8", "mlp_bn", "cnn_bn", "lenet5_bn")
 
-def key(default: Any, help: str, **limits: float) -> Any:
-    """A configuration key: default, one line of help, limits out of ``ge gt le lt``."""
-    return field(default=default, metadata={"help": help, "limits": limits})
+
+def key(default: Any, help: str, names: Sequence[str] = (), **limits: float) -> Any:
+    """A configuration key: default, one line of help, limits out of ``ge gt le lt``.
+
+    Args:
+        names: valid is one of these, or FILE.py:NAME.
+    """
+    return field(default=default, metadata={"help": help, "names": tuple(names), "limits": limits})
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,7 @@ class Data:
 class Model:
     """The network that every client trains."""
 
-    name: Literal["linear", "mlp", "cnn", "lenet5", "resnet8", "mlp_bn", "cnn_bn", "lenet5_bn"] = key(
-        "mlp", "network, sized from the data; _bn: with batch normalisation"
-    )
+    name: str = key("mlp", "network, sized from the data; _bn: with batch normalisation", MODELS)
     hidden: int = key(64, "hidden units of the mlp", ge=1)
 
 
@@ -203,12 +208,15 @@ class Key:
     default: Any
     help: str
     limits: dict[str, float]
+    names: tuple[str, ...] = ()
 
     def valid(self) -> str:
         """What the key may be, in words."""
         choices = typing.get_args(self.type)
         if choices:
             return "one of " + ", ".join(map(str, choices))
+        if self.names:
+            return f"one of {', '.join(self.names)}, or {plugin.FORM}"
         kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[self.type]
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
         limits = [f"{signs[k]} {v if isinstance(v, int) else f'{v:g}'}" for k, v in self.limits.items()]
@@ -219,6 +227,8 @@ class Key:
         choices = typing.get_args(self.type)
         if choices:
             return value in choices
+        if self.names:
+            return value in self.names or plugin.is_file(value)
         if isinstance(value, float) and not math.isfinite(value):
             return False
         tests = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
@@ -235,7 +245,8 @@ def keys(cls: type, prefix: str = "") -> Iterator[Key]:
             limits = dict(f.metadata.get("limits", {}))
             if hints[f.name] is int and not {"lt", "le"} & set(limits):
                 limits["lt"] = 2**31
-            yield Key(prefix + f.name, hints[f.name], f.default, f.metadata.get("help", ""), limits)
+            told, names = f.metadata.get("help", ""), f.metadata.get("names", ())
+            yield Key(prefix + f.name, hints[f.name], f.default, told, limits, names)
 
 
 def all_keys(options: type) -> dict[str, Key]:

@@ -58,14 +58,31 @@ class Dense:
 
 def fully_connected(module: nn.Module) -> bool:
     """Whether a module is a ``Sequential`` of Flatten, Linear and ReLU, ending in a Linear."""
-    kinds = [type(layer) for layer in module.children()]
+    if type(module) is not nn.Sequential or not unaltered(module):
+        return False
+    kinds = [type(layer) for layer in module]
     inner = kinds[1:]
+    linear = [layer for layer in module if isinstance(layer, nn.Linear)]
     return (
-        type(module) is nn.Sequential
+        len(list(module.parameters())) == 2 * len(linear)  # each with a bias, none shared
         and kinds[:1] == [nn.Flatten]
         and inner[::2] == [nn.Linear] * len(inner[::2])
         and inner[1::2] == [nn.ReLU] * len(inner[1::2])
         and len(inner) % 2 == 1
+        and (module[0].start_dim, module[0].end_dim) == (1, -1)
+    )
+
+
+def unaltered(module: nn.Sequential) -> bool:
+    """Whether it computes what its layers' types say: no layer twice, no hooks, no forward of its own."""
+    layers = [module, *module]
+    return len(set(map(id, layers))) == len(layers) and not any(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in vars(layer)
+        for layer in layers
     )
 
 

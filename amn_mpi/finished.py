@@ -77,7 +77,8 @@ def score_of(path: Path) -> Score:
 
     found = result_of(path)
     try:
-        methods.get(found["method"])
+        if not methods.known(found["method"]):
+            raise KeyError(found["method"])
         place = found.get("cell", {})
         return of_result(found, place.get("scenario", ""), place.get("label", ""), place.get("trial", -1))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amn_mpi import budget
+from amn_mpi import budget, plugin
 from amn_mpi.budget import Need
 from amn_mpi.placement import Placement, place, training_steps
 from amn_mpi.progress import table
@@ -49,7 +49,7 @@ def show(config: Config, fed: Federation, comm: Communicator) -> None:
     table(f"{fed.name}: {fed.clients} clients", *client_table(fed, placement, comm.size))
     if fed.clients > MOST_CLIENTS:
         print(f"  {fed.clients - MOST_CLIENTS} more clients are not listed\n")
-    what = f"{config.method.name}, {layout.size:,} parameters, {config.rounds} rounds"
+    what = f"{plugin.short(config.method.name)}, {layout.size:,} parameters, {config.rounds} rounds"
     table(f"what each rank needs: {what}", *rank_table(found))
     groups = len(_alike(found))
     if groups > MOST_RANKS:

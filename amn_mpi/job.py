@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from amn_mpi import methods, newcomers, resume, session
+from amn_mpi import methods, newcomers, plugin, resume, session
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -143,7 +143,7 @@ def _baselines(ready: Session, config: Config, folder: RunFolder | None) -> dict
         clock = Clock(ready.comm, time.monotonic())
         keeps, saved = None, None
         if folder is not None:
-            keeps = folder.checkpoints / name
+            keeps = folder.checkpoints / plugin.short(name)
             saved = resume.find(
                 dataclasses.replace(other, resume="never" if config.resume == "never" else "auto"), keeps
             )

@@ -163,11 +163,9 @@ def _resolve(path: Path, label: str, layers: list[dict], keys: dict, words: Sequ
         for key in OWN if layer is own else (*OWN, "method.name"):
             if key in layer and "" in layer and ", " in layer[""]:
                 raise ConfigError(f"{layer['']}: {key}: a comparison sets it itself")
-    if not isinstance(name, str) or name not in methods.METHODS:
+    if not methods.known(name):
         said = "" if name == label else f" {name}"
-        raise ConfigError(
-            f"{path}: methods: {label}: no method{said}; valid are {', '.join(methods.METHODS)}"
-        )
+        raise ConfigError(f"{path}: methods: {label}: no method{said}; valid are {methods.VALID}")
     try:
         return cli.resolve([*layers, own], ["--seed", "0", *words])
     except ConfigError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from amn_mpi import plugin
 from amn_mpi.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def build(options: Model, shape: Shape, classes: int, seed: int, number: int = 0
         number: which of many random starts.
 
     Raises:
-        ConfigError: the model cannot take samples of this shape.
+        ConfigError: the model cannot take samples of this shape, or a user's own is not in order.
     """
     import torch
 
@@ -38,6 +39,10 @@ def build(options: Model, shape: Shape, classes: int, seed: int, number: int = 0
     # A generator of its own: importing code that draws must not change a model's start.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "model", number))
+        if plugin.is_file(options.name):
+            from amn_mpi import foreign
+
+            return foreign.build(options.name, tuple(shape), classes, options.hidden)
         return MODELS[options.name](tuple(shape), classes, options.hidden)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from amn_mpi import metrics
+from amn_mpi import metrics, plugin
 from amn_mpi.data import Federation
 from amn_mpi.progress import Progress
 from amn_mpi.resume import warn
@@ -63,7 +63,7 @@ class Recorder:
         self.rounds.append(row)
         if self.folder is not None:
             self.folder.add(self._line(row, outcome.seconds))
-        label, score = self.run.config.method.name, row.get("mean_accuracy")
+        label, score = plugin.short(self.run.config.method.name), row.get("mean_accuracy")
         self.progress.show(label, outcome.round, score, outcome.seconds)
 
     @property
@@ -78,7 +78,7 @@ class Recorder:
 
     def _warn(self, outcome: Outcome) -> None:
         """Of each client once; the metrics have all."""
-        name, known = self.run.config.method.name, self.diverged
+        name, known = plugin.short(self.run.config.method.name), self.diverged
         for client, reason in outcome.dropped.items():
             if client not in known:
                 told = f"{name}, round {outcome.round}: client {client} diverged: {reason}"

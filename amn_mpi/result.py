@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from amn_mpi import __version__, metrics
+from amn_mpi import __version__, metrics, plugin
 from amn_mpi.comm import Communicator
 from amn_mpi.progress import table
 from amn_mpi.recorder import Recorder
@@ -79,11 +79,11 @@ def describe(
 def show(result: dict[str, Any], folder: str) -> None:
     """The table at the end: the run's models, then the baselines."""
     rows = [
-        (f"{result['method']}: {name}" + (" *" if name == result["model"] else ""), s)
+        (f"{plugin.short(result['method'])}: {name}" + (" *" if name == result["model"] else ""), s)
         for name, s in result["models"].items()
     ]
     baselines = result["baselines"]
-    rows += [(name, s) for name, s in baselines.items() if "diverged" not in s]
+    rows += [(plugin.short(name), s) for name, s in baselines.items() if "diverged" not in s]
     cells = [
         [name]
         + [f"{s[k]:.2f}" for k in ("mean_accuracy", "mean_last5", "std", "worst10", "weighted_accuracy")]
@@ -103,7 +103,7 @@ def show(result: dict[str, Any], folder: str) -> None:
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
     for name in baselines:
         if "diverged" in baselines[name]:
-            print(f"  {name}: {baselines[name]['diverged']}")
+            print(f"  {plugin.short(name)}: {baselines[name]['diverged']}")
     if result["diverged"]:
         turns = sum(result["diverged"].values())
         print(f"  {turns} turns of {len(result['diverged'])} clients diverged and were not used")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from amn_mpi import checkpoint, methods
+from amn_mpi import checkpoint, methods, plugin
 from amn_mpi.config import Config, differences
 from amn_mpi.errors import ConfigError, UserError
 
@@ -52,6 +52,7 @@ def find(config: Config, folder: Path) -> Path | None:
         with checkpoint.Reader(found) as reader:
             about, history = reader.text("about"), reader.text("history")
         agree(config, found, about["config"], about["round"])
+        _agree_on_files(config, found, about.get("files", {}))
         _agree_on_end(config.rounds, history["rounds"], found)
     return found
 
@@ -108,6 +109,19 @@ def agree(config: Config, path: Path, saved: dict[str, Any], round: int) -> None
         raise ConfigError(
             f"rounds = {config.rounds}: {path} is after round {round} already; valid is no less"
         )
+
+
+def _agree_on_files(config: Config, path: Path, saved: dict[str, int]) -> None:
+    """Refuse a user's own model or method whose file is no longer what the checkpoint was made with."""
+    accepted = methods.listed(config.checkpoint.accept)
+    for key, now in plugin.checksums(config).items():
+        if saved.get(key, now) != now and key not in accepted:
+            name = config.model.name if key == "model.name" else config.method.name
+            more = ",".join([*accepted, key])
+            raise ConfigError(
+                f"{key} = {name}: the file has changed since {path} was made; --checkpoint.accept {more} "
+                "goes on with it as it is now"
+            )
 
 
 def _within(name: str, keys: Sequence[str]) -> bool:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from amn_mpi import checkpoint, hdf5, resume
+from amn_mpi import checkpoint, hdf5, plugin, resume
 from amn_mpi.config import Config
 from amn_mpi.errors import UserError
 from amn_mpi.methods import listed
@@ -40,7 +40,7 @@ def default_folder(config: Config) -> str:
         UserError: the current folder cannot be written.
     """
     data = Path(config.data.name).stem
-    name = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.method.name}-{data}"
+    name = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{plugin.short(config.method.name)}-{data}"
     path, number = Path(name), 1
     while True:
         try:

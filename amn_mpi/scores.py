@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from amn_mpi import methods
+from amn_mpi import methods, plugin
 
 # Student's t, two-sided 95 %, for 1 to 30 degrees of freedom; then the normal's.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
@@ -43,7 +43,7 @@ def of_result(result: dict[str, Any], scenario: str = "", label: str = "", trial
     figures = {name: float(result.get(name, math.nan)) for name in FIGURES}
     return Score(
         scenario or scenario_of(result),
-        label or result["method"],
+        label or plugin.short(result["method"]),
         int(result["seed"]),
         result["method"],
         figures,
@@ -66,7 +66,7 @@ def scenario_of(result: dict[str, Any]) -> str:
     concept = f", {data['concept']} {data['concept_groups']}" if data["concept"] != "none" else ""
     part = f", validation {data['validation']:g}" if data.get("validation") else ""
     clients, rounds = result["config"]["data"]["clients"], result["config"]["rounds"]
-    name = model["name"].removesuffix("_bn")
+    name = plugin.short(model["name"]).removesuffix("_bn")
     return f"{data['name']}, {labels}{sizes}{concept}, {name}, {clients} clients, {rounds} rounds{part}"
 
 
@@ -100,7 +100,9 @@ class Board:
 
     def aside(self, label: str) -> str:
         """Why a method is listed apart, "" if it is not."""
-        return methods.get(self.method[label]).aside
+        method = self.method[label]
+        # A user's own file need not be there any more, and tables run no code.
+        return "" if plugin.is_file(method) else methods.get(method).aside
 
     def ranked(self) -> list[str]:
         return [label for label in self.labels if not self.aside(label)]

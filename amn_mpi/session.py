@@ -8,6 +8,7 @@ start of the ranks and one reading of the data. What rank 0 alone needs is impor
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from amn_mpi import __version__, activations, data, engines, methods, models, rng, rounds, signals, turns
+from amn_mpi import (
+    __version__,
+    activations,
+    data,
+    engines,
+    methods,
+    models,
+    plugin,
+    rng,
+    rounds,
+    signals,
+    turns,
+)
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -114,8 +127,10 @@ class Session:
         """The ranks agree on their engines, and rank 0 learns of them; a collective call before any run.
 
         Raises:
-            ConfigError: on every rank, see ``engines.agree``.
+            ConfigError: on every rank, see ``engines.agree``, and where a user's own model is not the same.
         """
+        if plugin.is_file(self.config.model.name):
+            self._agree_on_model()
         owns = self.comm.owner is not None
         chosen, self.instructions = engines.agree(self._chosen, self.config, self.comm)
         chosen = chosen if owns else "torch"
@@ -124,6 +139,25 @@ class Session:
         own = f"{self.engine.device.type}-{self.engine.name}" if owns else ""
         self.engine_name = "+".join(sorted({name for name in self.comm.collect(own) if name}))
         return self
+
+    def _agree_on_model(self) -> None:
+        """Raises ConfigError on every rank where a user's own file, or what it builds, is not alike."""
+        name = self.config.model.name
+        layout = json.dumps(self.layout.as_dict()).encode()
+        mine = {
+            "file": plugin.checksum(name, "model.name"),
+            "network": zlib.crc32(layout),
+            "initial weights": zlib.crc32(self.initial.numpy().tobytes()),
+        }
+        found = self.comm.collect((mine, self.comm.host))
+        odd = [
+            (what, rank, host)
+            for what in mine
+            for rank, (theirs, host) in enumerate(found)
+            if theirs[what] != mine[what]
+        ]
+        for what, rank, host in self.comm.share(odd)[:1]:
+            raise ConfigError(f"model.name = {name}: rank {rank} on {host} has another {what} than rank 0")
 
     def about(self, config: Config) -> dict[str, Any]:
         """What a checkpoint says of its run, as plain values."""
@@ -137,6 +171,7 @@ class Session:
             "config": config.as_dict(),
             "layout": self.layout.as_dict(),
             "engine": self.engine_name,
+            "files": plugin.checksums(config),
             "data": zlib.crc32(numbers, fed.content),
             "versions": {
                 "amn_mpi": __version__,

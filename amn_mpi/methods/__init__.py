@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 from typing import TYPE_CHECKING
 
+from amn_mpi import plugin
 from amn_mpi.methods.base import Method
 
 if TYPE_CHECKING:
@@ -39,8 +40,22 @@ METHODS: dict[str, str] = {
 DEFAULT = "amn"
 
 
-def get(name: str) -> type[Method]:
-    """The method's class."""
+VALID = f"{', '.join(METHODS)}, or {plugin.FORM}"
+
+
+def known(name: object) -> bool:
+    """Whether it is a method's name, or has the form of one in a user's own file."""
+    return isinstance(name, str) and (name in METHODS or plugin.is_file(name))
+
+
+def get(name: str, key: str = "method.name") -> type[Method]:
+    """The method's class.
+
+    Raises:
+        ConfigError: it is in a file that cannot be used; the line begins with ``key``.
+    """
+    if plugin.is_file(name):
+        return plugin.method(name, key)
     module, _, cls = METHODS[name].partition(":")
     return getattr(importlib.import_module(module), cls)
 
@@ -53,7 +68,7 @@ def listed(names: str) -> list[str]:
 def baseline(config: Config, name: str) -> Config:
     """The configuration with another method as it is by default, sharded only if it can be."""
     server = "auto" if config.server == "sharded" else config.server
-    return dataclasses.replace(config, method=options(name)(), server=server)
+    return dataclasses.replace(config, method=options(name)(name=name), server=server)
 
 
 def options(name: str) -> type:

@@ -1,0 +1,166 @@
+"""A method out of a user's own file: its options on the command line, runs, comparisons."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from running import REPOSITORY, result, run_each
+
+from amn_mpi import cli, inspect, matrix, methods
+from amn_mpi.config import Config
+from amn_mpi.errors import ConfigError
+from amn_mpi.finished import score_of
+from amn_mpi.runfolder import default_folder
+
+EXAMPLE = REPOSITORY / "examples" / "own_method.py"
+KEYS = ("--data.clients", 4, "--rounds", 3, "--local.epochs", 1, "--progress", "off")
+HEAD = """from dataclasses import dataclass
+from amn_mpi.methods.base import Method, Wire
+from amn_mpi.methods.fedavg import FedAvg
+"""
+# FedAvg in a user's words; the default name is another method's, and does not matter.
+PLAIN = """
+@dataclass(frozen=True)
+class Options:
+    name: str = "ditto"
+    scale: float = 1.0
+
+class Mine(FedAvg):
+    Options = Options
+"""
+
+
+def written(folder: Path, text: str, file: str = "mine.py") -> str:
+    (folder / file).write_text(HEAD + text)
+    return f"{folder / file}:Mine"
+
+
+def parsed(*words: object) -> Config:
+    return cli.parse(list(map(str, words)))[0]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    name = written(folder, PLAIN)
+    start = f"{EXAMPLE}:HeadStart"
+    example = (*KEYS, "--method.name", start, "--method.epochs", 2, "--checkpoint.every", 1)
+    lines = [
+        (*KEYS, "--method.name", name, "--baselines", f"fedavg,{name}", "--out", folder / "three"),
+        (*example, "--out", folder / "start3"),
+        (*example, "--rounds", 2, "--out", folder / "parts"),
+        (*example, "--resume", "auto", "--out", folder / "parts"),
+    ]
+    ended = run_each(lines, folder, ranks=3)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    ended = run_each([(*example, "--out", folder / "start1")], folder, ranks=1)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return folder
+
+
+def test_the_same_rule_gives_the_same_numbers(done: Path) -> None:
+    """A subclass that changes nothing is FedAvg, as the run itself and as a baseline."""
+    found = result(done / "three")
+    name = f"{done}/mine.py:Mine"
+    assert found["method"] == found["config"]["method"]["name"] == name
+    baselines = found["baselines"]
+    assert list(baselines) == ["fedavg", name]
+    assert found["mean_accuracy"] == baselines["fedavg"]["mean_accuracy"] == baselines[name]["mean_accuracy"]
+    folders = {path.name for path in (done / "three" / "checkpoints").iterdir() if path.is_dir()}
+    assert folders <= {"fedavg", "mine-Mine"}
+
+
+def test_the_same_bits_on_one_and_three_ranks_and_in_parts(done: Path) -> None:
+    found = [result(done / name) for name in ("start1", "start3", "parts")]
+    assert len({each["models_sha256"] for each in found}) == 1
+    assert found[0]["models_sha256"] != result(done / "three")["models_sha256"]
+    assert found[0]["config"]["method"]["epochs"] == 2
+
+
+def test_tables_and_folders_have_a_short_name(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert score_of(done / "three" / "result.json").label == "mine-Mine"
+    config = parsed("--method.name", f"{done}/mine.py:Mine")
+    assert default_folder(config).endswith("-mine-Mine-digits")
+
+
+def test_its_checkpoint_can_be_looked_into(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect.main([str(done / "parts")]) == 0
+    assert "own_method.py:HeadStart" in capsys.readouterr().out
+
+
+def test_options_on_the_command_line_and_on_other_ranks(tmp_path: Path) -> None:
+    name = written(tmp_path, PLAIN)
+    config = parsed("--method.name", name, "--method.scale", 2)
+    assert (config.method.name, config.method.scale) == (name, 2.0)
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert methods.baseline(config, name).method.name == name
+    with pytest.raises(ConfigError, match="method.lam: unknown key.*method.scale"):
+        parsed("--method.name", name, "--method.lam", 2)
+    with pytest.raises(cli.Printed, match="--method.scale"):
+        parsed("--method.name", name, "--help")
+
+
+def test_in_a_comparison(tmp_path: Path) -> None:
+    name = written(tmp_path, PLAIN)
+    path = tmp_path / "cmp.yaml"
+    path.write_text(
+        f"scenarios: {{a: {{}}}}\nmethods: {{fedavg: , mine: {{method: {{name: '{name}', scale: 3}}}}}}\n"
+    )
+    cells = matrix.read(str(path), {}, []).cells
+    assert [cell.folder for cell in cells] == ["a/fedavg/seed0", "a/mine/seed0"]
+    assert cells[1].config.method.scale == 3.0
+
+
+OPTIONS = "\n@dataclass(frozen=True)\nclass Options:\n    {}\n\nclass Mine(FedAvg):\n    Options = Options\n"
+BAD = {
+    "class": ("class Mine: pass", "is no subclass of amn_mpi.methods.base.Method"),
+    "function": ("def Mine(): pass", "is no subclass"),
+    "absent": ("class Other(FedAvg): pass", "the file has no Mine; it has Other"),
+    "wire": ("class Mine(Method): pass", "says nothing of what it moves"),
+    "options": ("class Mine(Method):\n    wire = Wire('none', 'none')", "its Options are missing"),
+    "plain": ("class Mine(FedAvg):\n    Options = 3", "its Options are no dataclass"),
+    "thawed": (OPTIONS.replace("frozen=True", "frozen=False").format("name: str = 'x'"), "are not frozen"),
+    "first": (OPTIONS.format("mu: float = 1.0"), "begin with mu; valid is a frozen dataclass"),
+    "default": (OPTIONS.format("name: str"), "have name without a default"),
+    "type": (OPTIONS.format("name: str = 'x'\n    a: list = ()"), "have a of a type other than int"),
+    "value": (
+        "from amn_mpi.config import key\n"
+        + OPTIONS.format("name: str = 'x'\n    a: int = key(0, 'a', ge=1)"),
+        "have method.a = 0, but valid is a whole number >= 1",
+    ),
+    "import": ("import not_there", "fails on import: line 4: ModuleNotFoundError"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_method(tmp_path: Path, name: str) -> None:
+    text, told = BAD[name]
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        parsed("--method.name", path)
+    line = str(caught.value)
+    assert line.startswith(f"method.name = {path}: ") and told in line and "\n" not in line
+    with pytest.raises(ConfigError) as caught:
+        parsed("--baselines", f"local,{path}")
+    assert str(caught.value).startswith(f"baselines = {path}: ") and told in str(caught.value)
+
+
+def test_two_baselines_of_one_name(tmp_path: Path) -> None:
+    """Their checkpoints would lie in one folder."""
+    (tmp_path / "other").mkdir()
+    one, other = written(tmp_path, PLAIN), written(tmp_path / "other", PLAIN)
+    with pytest.raises(ConfigError, match="are both called mine-Mine"):
+        parsed("--baselines", f"{one},local,{other}")
+    assert parsed("--baselines", f"{one},local,{one}").baselines
+
+
+def test_names_that_are_no_file_either(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method.name = fed: valid is one of amn,.*, or FILE\.py:NAME$"):
+        parsed("--method.name", "fed")
+    with pytest.raises(ConfigError, match="cannot read .*absent.py: No such file"):
+        parsed("--method.name", f"{tmp_path}/absent.py:Mine")
