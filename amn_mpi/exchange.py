@@ -15,6 +15,7 @@ from amn_mpi import fixed
 from amn_mpi.comm import Communicator
 from amn_mpi.fixed import BOUND
 from amn_mpi.heap import zeros
+from amn_mpi.left import COUNTS, SECONDS, Left
 from amn_mpi.methods.base import Arrived, Method, State, Update
 from amn_mpi.placement import Placement
 from amn_mpi.shards import Shards
@@ -35,6 +36,9 @@ class Exchange:
 
     Args:
         at_once: how many clients take their turns together.
+
+    Attributes:
+        left: what this rank's clients have sent.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Exchange:
     ) -> None:
         self.comm, self.placement, self.method, self.samples = comm, placement, method, samples
         self.shards = shards
+        self.left = Left(comm) if shards is None else shards.left
         wire, size = method.wire, method.part.size
         everyone = 0 if comm.owner is None else len(placement.clients(comm.owner))
         own = min(everyone, cohort_size)
@@ -146,8 +151,10 @@ class Exchange:
         if wire.up == "rows" and self.shards is None:
             own, whole = self.up[: len(updates)].numpy(), self._gathered[: len(cohort)].numpy()
             into = whole if comm.is_server and comm.size > 1 else None
+            self.left.add(own.nbytes, *wire.kinds)
             rows = torch.from_numpy(comm.gather_rows(own, counts, into))
         elif self._sum is not None:
+            self.left.add(self._sum.nbytes, *wire.kinds)
             total = torch.from_numpy(comm.sum_exact(self._sum.numpy()))
         own = self._told(updates)
         told = self._gather(own.view(np.uint8).reshape(-1, own.itemsize), cohort).ravel().view(own.dtype)
@@ -168,6 +175,9 @@ class Exchange:
             one["numbers"] = [-update.trouble or update.seconds, *(update.figures[name] for name in names)]
             if update.features is not None:
                 one["features"] = update.features.numpy().ravel()
+        self.left.add(8 * len(told), SECONDS)
+        self.left.add(8 * len(told) * len(names), self.method.wire.figure_kind)
+        self.left.add(told["features"].nbytes, self.method.wire.feature_kind)
         return told
 
     def _arrived(
@@ -193,9 +203,11 @@ class Exchange:
         features = torch.from_numpy(told["features"][good])
         return Arrived(cohort[good], rows, mean, figures, features, numbers[good, 0], dropped, trouble, cut)
 
-    def gather_numbers(self, own: np.ndarray, width: int, cohort: np.ndarray) -> np.ndarray:
-        """Rows of ``width`` float64 from every client of the cohort, in cohort order on rank 0."""
-        return self._gather(np.ascontiguousarray(own, np.float64).reshape(-1, width), cohort)
+    def gather_counts(self, own: np.ndarray, width: int, cohort: np.ndarray) -> np.ndarray:
+        """Rows of ``width`` counts from every client of the cohort, in cohort order on rank 0."""
+        rows = np.ascontiguousarray(own, np.int64).reshape(-1, width)
+        self.left.add(rows.nbytes, COUNTS)
+        return self._gather(rows, cohort)
 
     def _gather(self, own: np.ndarray, cohort: np.ndarray) -> np.ndarray:
         """A row or record from every client of the cohort, in cohort order on rank 0."""

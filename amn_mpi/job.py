@@ -14,6 +14,7 @@ from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
 from amn_mpi.errors import Diverged, Interrupted, Stopped, UserError
+from amn_mpi.left import together
 from amn_mpi.session import Session
 
 if TYPE_CHECKING:
@@ -77,11 +78,12 @@ def run_one(
         else:
             deque(rows, maxlen=0)  # the other ranks only send
     served = newcomers.serve(ready, run)
+    left = together(comm.collect(dict(run.exchange.left.bytes)))
     if recorder is None:
         return {}
     from amn_mpi import result
 
-    found = result.describe(ready, recorder, cost, digest)
+    found = {**result.describe(ready, recorder, cost, digest), "left": left}
     return {**found, "newcomers": served} if served else found
 
 

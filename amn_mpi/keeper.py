@@ -19,6 +19,7 @@ import numpy as np
 
 from amn_mpi.checkpoint import Reader, Shape, Writer, listed, prune, tidy
 from amn_mpi.errors import UserError
+from amn_mpi.left import STATE
 from amn_mpi.resume import warn
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class Keeper:
         if self._comm.size == 1:
             self.write(run)
         elif self._comm.owner is not None:
-            self._comm.let_flow([run.state[name].numpy() for name in sorted(run.state)])
+            arrays = [run.state[name].numpy() for name in sorted(run.state)]
+            run.exchange.left.add(sum(array.nbytes for array in arrays), STATE)
+            self._comm.let_flow(arrays)
 
     def finish(self, run: Run) -> None:
         """Before the run ends or stops: save what is not saved yet, and wait until it is."""

@@ -273,5 +273,5 @@ def evaluate(run: Run, t: int) -> np.ndarray | None:
             table += together(run, group, judged)
     except Interrupted:
         table = np.full((len(run.samples), width), -1)
-    counts = run.exchange.gather_numbers(np.array(table), width, everyone).astype(np.int64)
+    counts = run.exchange.gather_counts(np.array(table), width, everyone)
     return None if (counts < 0).any() else counts

@@ -36,6 +36,7 @@ from amn_mpi.config import Config
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.exchange import Exchange
 from amn_mpi.keeper import Keeper
+from amn_mpi.left import PARAMETERS
 from amn_mpi.methods.base import Method, Setting
 from amn_mpi.methods.mixing import Mixing, sharded
 from amn_mpi.params import ParameterLayout, vector_of
@@ -271,6 +272,7 @@ def final_models(run: Run) -> Iterator[tuple[int, np.ndarray]]:
             row = _headline(run, next(own)[1])
         elif k == 0:
             next(own, None)
+        run.exchange.left.add(row.nbytes, PARAMETERS)
         rows = comm.gather_rows(row, counts, box[: sum(counts)] if comm.is_server else None)
         if comm.is_server:
             owners = [owner for owner, one in enumerate(counts) if one]

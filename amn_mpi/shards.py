@@ -19,6 +19,7 @@ import torch
 from amn_mpi import blocks
 from amn_mpi.blocks import Block, Scratch
 from amn_mpi.comm import Communicator
+from amn_mpi.left import PARAMETERS, Left
 from amn_mpi.methods.base import Arrived, State
 from amn_mpi.methods.mixing import Columns, Mixing
 from amn_mpi.placement import Placement
@@ -31,13 +32,16 @@ class Shards:
 
     Args:
         initial: everybody's model, (P,).
+
+    Attributes:
+        left: what this rank's clients have sent.
     """
 
     def __init__(
         self, comm: Communicator, placement: Placement, method: Mixing, initial: torch.Tensor
     ) -> None:
         self._comm, self._placement, self._method = comm, placement, method
-        self._scratch = Scratch()
+        self._scratch, self.left = Scratch(), Left(comm)
         clients = method.setting.clients
         mine = [] if comm.owner is None else method.blocks[comm.owner :: comm.owners]
         self._held = [
@@ -92,7 +96,7 @@ class Shards:
             self._comm.broadcast(reference.numpy())
         everyone = np.arange(self._method.setting.clients)
         for step, held in self._steps():
-            rows = self._columns_of(models[:, None], everyone, step, held)
+            rows = self._columns_of(models[:, None], everyone, step, held, (PARAMETERS,))
             if held is not None:
                 held.models.copy_(rows[:, 0])
                 held.reference.copy_(self._start(held.block, reference))
@@ -137,7 +141,7 @@ class Shards:
         up: torch.Tensor,
     ) -> np.ndarray | None:
         """One step of ``aggregate``: what is measured on this rank's block, before its models change."""
-        rows = self._columns_of(up, cohort, step, held)
+        rows = self._columns_of(up, cohort, step, held, self._method.wire.kinds)
         if held is None:
             return None
         members = cohort[good]
@@ -149,12 +153,18 @@ class Shards:
         return found
 
     def _columns_of(
-        self, own: torch.Tensor, cohort: np.ndarray, step: Sequence[Block], held: Columns | None
+        self,
+        own: torch.Tensor,
+        cohort: np.ndarray,
+        step: Sequence[Block],
+        held: Columns | None,
+        kinds: Sequence[str],
     ) -> torch.Tensor:
         """This rank's block of the cohort's rows, (n, returned, width).
 
         Args:
             own: rows of this rank's members, (own, returned, P) or more.
+            kinds: what the returned vectors are.
         """
         counts, returned = self._placement.counts(cohort), own.shape[1]
         members = 0 if self._comm.owner is None else int(counts[self._comm.owner])
@@ -165,6 +175,8 @@ class Shards:
             piece.view(members, returned, block.size).copy_(own[:members, :, block.columns])
         take = [int(count) * returned * width for count in counts]
         rows = self._scratch("received", len(cohort) if width else 0, returned, width)
+        goes = sum(size for owner, size in enumerate(sizes) if owner != self._comm.owner)
+        self.left.add(goes * pieces.itemsize, *kinds)
         self._swap(pieces, sizes, rows.view(-1), take)
         return rows
 

@@ -163,7 +163,7 @@ def test_no_sum_runs_over(value: float) -> None:
 
 
 def test_rows_come_up_in_cohort_order_with_figures() -> None:
-    wire = Wire("none", "rows", returned=2, figures=("a", "b"))
+    wire = Wire("none", "rows", returned=2, figures=("a", "b"), kinds=("x", "y"))
     made, cohort = exchange(wire, 3), np.array([0, 2, 4])
     for k, client in enumerate(cohort):
         made.slot(k).copy_(torch.tensor([[10.0], [20.0]]) + client)

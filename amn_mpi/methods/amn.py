@@ -71,6 +71,8 @@ class AMN(Mixing):
         up="rows",
         returned=2,
         figures=("held_loss", *LOSSES),
+        kinds=("parameters", "gradients"),
+        feature_kind="sketches",
     )
     models = ("local", "hybrid", "blend")
     newcomer_models = ("hybrid", "blend", "local")

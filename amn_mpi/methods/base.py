@@ -49,6 +49,12 @@ class Wire:
         figures: names of single numbers that a client returns.
         renewed: a client's models for evaluation are made of what the server would send next;
             always so for a broadcast.
+        kinds: what each of the returned vectors is, in a word or two: results tell by these how many
+            bytes of what left a client's rank. Samples, and what is as good as them, must never be sent.
+        figure_kind, feature_kind: the same for the figures, and for the features.
+
+    Raises:
+        ValueError: not one kind for each returned vector.
     """
 
     down: Literal["none", "broadcast", "rows"]
@@ -58,6 +64,16 @@ class Wire:
     weights: Literal["samples", "equal"] = "samples"
     figures: tuple[str, ...] = ()
     renewed: bool = False
+    kinds: tuple[str, ...] = ("parameters",)
+    figure_kind: str = "losses"
+    feature_kind: str = "features"
+
+    def __post_init__(self) -> None:
+        if len(self.kinds) != max(1, self.returned):
+            raise ValueError(
+                f"Wire(returned={self.returned}, kinds={self.kinds}): {len(self.kinds)} kinds; valid is "
+                "one for each returned vector"
+            )
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class FedFomo(Method):
         super().__init__(options, setting)
         self.count = max(1, min(options.models, setting.clients - 1))
         names = tuple(f"weight_{m}" for m in range(self.count))
-        self.wire = Wire(down="rows", up="rows", received=self.count, figures=names)
+        self.wire = Wire("rows", "rows", received=self.count, figures=names, figure_kind="weights")
 
     # ---- rank 0
 

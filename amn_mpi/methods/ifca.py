@@ -41,7 +41,16 @@ class IFCA(Method):
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
         k = options.groups
-        self.wire = Wire("broadcast", "mean", received=k, returned=k, weights="equal", figures=("group",))
+        self.wire = Wire(
+            "broadcast",
+            "mean",
+            received=k,
+            returned=k,
+            weights="equal",
+            figures=("group",),
+            kinds=("parameters",) * k,
+            figure_kind="choices",
+        )
 
     def init(self, initial: torch.Tensor) -> State:
         import torch

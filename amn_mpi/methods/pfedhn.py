@@ -51,7 +51,7 @@ class PFedHN(Method):
     """
 
     Options: ClassVar[Any] = Options
-    wire = Wire(down="rows", up="rows", renewed=True)
+    wire = Wire(down="rows", up="rows", renewed=True, kinds=("parameter differences",))
     models: ClassVar[tuple[str, ...]] = ("generated",)
 
     def __init__(self, options: Any, setting: Setting) -> None:

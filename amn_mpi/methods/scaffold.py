@@ -34,7 +34,14 @@ class Scaffold(FedAvg):
     """
 
     Options: ClassVar[Any] = Options
-    wire = Wire(down="broadcast", up="mean", received=2, returned=2, weights="equal")
+    wire = Wire(
+        down="broadcast",
+        up="mean",
+        received=2,
+        returned=2,
+        weights="equal",
+        kinds=("parameter differences", "control variates"),
+    )
     plain_sgd = True
     fresh = 1
     scratch = 2
