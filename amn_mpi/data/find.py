@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from amn_mpi.config import Data
 
 
+class Missing(UserError):
+    """A data set's files are not there; ``hint`` says how to get them."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 @dataclass(frozen=True)
 class Wanted:
     """The files of a data set.
@@ -36,7 +44,7 @@ class Wanted:
 def find(data: Data, wanted: Wanted) -> dict[str, Path]:
     """Paths of the wanted files, all from one folder, and of those optional files that are there.
 
-    Raises ``UserError`` that lists the folders looked in and says how to get the data set.
+    Raises ``Missing`` that lists the folders looked in and says how to get the data set.
     """
     given = _given(data)
     places = [folder / sub for folder in given for sub in (*wanted.folders, ".")]
@@ -44,7 +52,7 @@ def find(data: Data, wanted: Wanted) -> dict[str, Path]:
         found = _complete(folder, wanted)
         if found is not None:
             return found
-    raise UserError(_missing(data, wanted, given))
+    raise Missing(_missing(data, wanted, given), wanted.hint)
 
 
 def _given(data: Data) -> list[Path]:
