@@ -1,4 +1,4 @@
-"""What README.md says is there."""
+"""What README.md and docs/*.md say is there."""
 
 from __future__ import annotations
 
@@ -14,35 +14,52 @@ from amn_mpi.methods.base import Setting
 from amn_mpi.params import ParameterLayout
 
 README = (REPOSITORY / "README.md").read_text()
-# Options of other programs, in the README's commands for clusters and pip, and of the benchmarks.
-FOREIGN = {"ntasks-per-node", "mpi", "with-ft", "quick"}
+TEXTS = {
+    path.name: path.read_text() for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"))
+}
+EACH = pytest.mark.parametrize("name", sorted(TEXTS))
+ALL = "\n".join(TEXTS.values())
+# Options of other programs, in commands for clusters and pip, and of the benchmarks.
+FOREIGN = {"ntasks-per-node", "mpi", "with-ft", "key"}
+FOREIGN |= {
+    name
+    for path in (REPOSITORY / "benchmarks").glob("*.py")
+    for name in re.findall(r'add_argument\("--([\w-]+)"', path.read_text())
+}
 FILE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|yaml|toml|cfg|md|txt|sh|sbatch))`")
-LEFT_BY_A_RUN = {"config.yaml", "tables.md"}
+LEFT_BY_A_RUN = {"config.yaml", "tables.md", "my.yaml"}
+ELSEWHERE = {"torch/__init__.py"}
 EXERCISE = {"amn_mpi/methods/clustered.py", "configs/clustered.yaml"}
 IN_TABLE = re.findall(r"^\| `(\w+)` \|.*\|.*\|.*\|.*\|.*\|$", README, re.MULTILINE)
 
 
-def test_no_placeholder_is_left() -> None:
-    assert re.findall(r"@[A-Z_0-9]+@", README) == []
-    assert re.findall(r"\b(?:TODO|TBD|FIXME|XXX)\b", README) == []
+@EACH
+def test_no_placeholder_is_left(name: str) -> None:
+    assert re.findall(r"@[A-Z_0-9]+@", TEXTS[name]) == []
+    assert re.findall(r"\b(?:TODO|TBD|FIXME|XXX)\b", TEXTS[name]) == []
 
 
-def test_every_option_exists() -> None:
+def options_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--([a-z][\w.-]*[\w])", text))
+
+
+@EACH
+def test_every_option_exists(name: str) -> None:
     known = {name for method in methods.METHODS for name in all_keys(methods.options(method))}
     known |= set(cli.SWITCHES) | FOREIGN | {*compare.LISTS, "reference"}
-    named = set(re.findall(r"(?<![\w-])--([a-z][\w.-]*[\w])", README))
-    assert len(named) > 20
-    assert named - known == set()
+    assert options_in(TEXTS[name]) - known == set()
+    assert len(options_in(README)) > 20
 
 
-def test_every_file_exists() -> None:
-    named = set(FILE.findall(README)) - LEFT_BY_A_RUN - EXERCISE
-    assert {"amn_mpi/rounds.py", "tests/test_memory.py"} <= named
+@EACH
+def test_every_file_exists(name: str) -> None:
+    named = set(FILE.findall(TEXTS[name])) - LEFT_BY_A_RUN - EXERCISE - ELSEWHERE
+    assert {"amn_mpi/rounds.py", "tests/test_memory.py"} <= set(FILE.findall(ALL))
     assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
 
 
 def test_every_config_exists() -> None:
-    given = set(re.findall(r"--config (\w+)(?![\w.])", README))
+    given = set(re.findall(r"--config (\w+)(?![\w.])", ALL))
     assert "fashion_mnist" in given
     assert [name for name in sorted(given) if not (REPOSITORY / "configs" / f"{name}.yaml").exists()] == []
 
