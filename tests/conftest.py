@@ -17,6 +17,7 @@ LONG = (
     "test_compare",
     "test_killed_rank",
     "test_survive",
+    "test_docs",
     "test_fashion_mnist",
     "test_sharded",
     "test_mpi_runs",

@@ -1,4 +1,4 @@
-"""The documentation: every command is run or checked, links lead somewhere, quoted errors are the code's.
+"""Every command in the documentation is run or checked.
 
 A block without a language holds commands, one a line; any other block has a language. What a long command
 would do is cut down: 3 ranks, one round, one scenario, and a forecast in place of a comparison.
@@ -10,80 +10,17 @@ import configparser
 import importlib.util
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
+from pages import COMMANDS, FASHION, TEXTS, Command, blocks, of_kind
 from running import REPOSITORY, environment, result, run, run_each
 
-from amn_mpi import budget, cli, data, forecast
-
-PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")] + sorted(
-    REPOSITORY.glob("docs/*.md")
-)
-TEXTS = {str(path.relative_to(REPOSITORY)): path.read_text() for path in PAGES}
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 ENDS_AT_ONCE = {"--help", "--version", "--print_config"}
-
-
-@dataclass(frozen=True)
-class Command:
-    """A line of a block, without its launcher.
-
-    Attributes:
-        kind: what checks it: a module of this program, or the program itself.
-        ranks: what the launcher was told, 0 without one.
-    """
-
-    kind: str
-    words: tuple[str, ...]
-    ranks: int = 0
-
-    def __str__(self) -> str:
-        return " ".join([self.kind, *self.words])
-
-
-def blocks(text: str) -> list[tuple[str, str]]:
-    """(language, content) of each block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[Command]:
-    """All that stand in blocks, each once."""
-    found = {}
-    for text in TEXTS.values():
-        for language, block in blocks(text):
-            for line in block.replace("\\\n", " ").splitlines() if not language else ():
-                words = shlex.split(line, comments=True)
-                for part in " ".join(map(shlex.quote, words)).split(" '&&' ") if words else ():
-                    found[parsed(shlex.split(part))] = None
-    return list(found)
-
-
-def parsed(words: list[str]) -> Command:
-    ranks = 0
-    if words[0] in ("mpirun", "srun"):
-        ranks = int(words[words.index("-n") + 1]) if "-n" in words else 3
-        words = words[words.index("python") :]
-    if words[0] != "python":
-        return Command({".": "source"}.get(words[0], words[0]), tuple(words[1:]))
-    if words[1] == "-m":
-        return Command(words[2], tuple(words[3:]), ranks)
-    return Command("script", tuple(words[1:]), ranks)
-
-
-COMMANDS = commands()
-
-
-def of_kind(kind: str) -> list[Command]:
-    return [one for one in COMMANDS if one.kind == kind]
 
 
 # ---- runs of amn_mpi.main, in one start of the ranks
@@ -283,86 +220,3 @@ def test_the_same_on_another_number_of_ranks(ran: Path) -> None:
     pair = [one for language, block in blocks(TEXTS["docs/reproducibility.md"]) for one in block.splitlines()]
     assert len(pair) == 2 and pair[1].startswith("mpirun")
     assert len({result(ran / "runs" / name)["models_sha256"] for name in ("alone", "five")}) == 1
-
-
-SIZES = re.findall(r"^\| (\d+) \| ([\d,]+) \|(.* MB \|)$", TEXTS["docs/clusters.md"], re.MULTILINE)
-
-
-@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
-def test_the_sizes_are_those_of_the_forecast() -> None:
-    """Each row of the table, by the words of the command below it, and the same rows in docs/wire.md."""
-    (command,) = [one for one in of_kind("amn_mpi.main") if {"sharded", "--dry_run"} <= set(one.words)]
-    assert len(SIZES) == 6
-    for clients, parameters, cells in SIZES:
-        told = []
-        for server in ("rank0", "sharded"):
-            model = "mlp" if parameters == "50,890" else "cnn"
-            change = ("--data.clients", clients, "--model.name", model, "--server", server)
-            config, _ = cli.parse([*command.words, *change])
-            fed = data.describe(config.data, config.seed)
-            found = budget.planned(config, fed, command.ranks, budget.layout_of(config, fed))
-            rows = forecast.rank_table(found)[1]
-            told += [rows[0][5], rows[1][5], *(rows[0][6:8] if server == "rank0" else ())]
-        assert [cell.strip() for cell in cells.strip("|").split("|")] == told
-        assert f"| {clients} | {parameters} | {told[2]} | {told[3]} |" in TEXTS["docs/wire.md"]
-
-
-# ---- links, the figure, quoted texts
-
-
-def slug(heading: str) -> str:
-    """A heading's anchor, as GitHub makes it."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-LINKED = {**TEXTS, **{name: (REPOSITORY / name).read_text() for name in ("CHANGELOG.md", "jobs/README.md")}}
-
-
-@pytest.mark.parametrize("name", LINKED)
-def test_links_lead_somewhere(name: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", LINKED[name]):
-        file, _, anchor = target.partition("#")
-        if ":" in file:
-            continue
-        path = (REPOSITORY / name).parent / file if file else REPOSITORY / name
-        assert path.exists(), target
-        if anchor:
-            assert anchor in map(slug, re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)), target
-
-
-def test_the_readme_leads_to_every_page() -> None:
-    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", TEXTS["README.md"]))
-    assert linked >= {name for name in TEXTS if name.startswith("docs/")}
-
-
-def test_the_figure_names_calls_that_are_made() -> None:
-    words = " ".join(ElementTree.parse(REPOSITORY / "docs" / "wire.svg").getroot().itertext())
-    called = set(re.findall(r"\bI[a-z]+\b", words)) | set(re.findall(r"`(I[a-z]+)`", TEXTS["docs/wire.md"]))
-    assert called >= {"Iscatterv", "Igatherv", "Ibcast", "Ireduce", "Ialltoallv"}
-    comm = (REPOSITORY / "amn_mpi" / "comm.py").read_text()
-    assert [name for name in called if f".{name}(" not in comm] == []
-
-
-@cache
-def spoken() -> str:
-    """All source, with texts that go on in the next line in one piece."""
-    source = "\n".join(path.read_text() for path in sorted(REPOSITORY.glob("amn_mpi/**/*.py")))
-    return re.sub(r'(?:\\n)?"\s*\n\s*f?"', "", source)
-
-
-@pytest.mark.parametrize("text", re.findall(r"^### `(.*)`$", TEXTS["docs/faq.md"], re.MULTILINE))
-def test_errors_are_quoted_as_they_are(text: str) -> None:
-    pieces = [piece for piece in text.split("...") if piece.strip(" (),:;=")]
-    assert pieces and [piece for piece in pieces if piece not in spoken()] == []
-
-
-def test_the_citation_is_of_this_version() -> None:
-    import yaml
-
-    from amn_mpi import __version__
-
-    cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
-    assert (cited["title"], cited["version"], cited["license"]) == ("amn_mpi", __version__, "Apache-2.0")
-    (paper,) = cited["references"]
-    assert paper["doi"] in (REPOSITORY / "amn_mpi" / "meta.py").read_text()
-    assert [one["family-names"] for one in paper["authors"]] == ["Gao", "Wang", "Liu", "Ma"]
