@@ -17,6 +17,7 @@ import torch
 
 from amn_mpi import metrics, rng
 from amn_mpi.errors import ConfigError
+from amn_mpi.left import COUNTS, PARAMETERS
 from amn_mpi.methods.base import Reply
 from amn_mpi.placement import Placement, place, training_steps
 from amn_mpi.rounds import Run, Samples
@@ -69,6 +70,7 @@ def serve(ready: Session, run: Run) -> dict[str, Any]:
     width = (1 + len(EPOCHS)) * len(names)
     table = np.array(own, np.int64).reshape(-1, width)
     box = np.empty((fed.clients, width), np.int64) if comm.is_server else None
+    run.exchange.left.add(table.nbytes, COUNTS)
     counts = comm.gather_rows(table, _counts(placement), box)
     if not comm.is_server:
         return {}
@@ -106,6 +108,7 @@ def _exchange(run: Run, placement: Placement, here: list[Newcomer]) -> np.ndarra
     comm, size = run.comm, run.method.setting.layout.size
     first = torch.stack([one.first for one in here]) if here else torch.empty(0, size)
     box = np.empty((placement.bounds[-1], size), np.float32) if comm.is_server else None
+    run.exchange.left.add(first.numel() * first.element_size(), PARAMETERS)
     rows = comm.gather_rows(first.numpy(), _counts(placement), box)
     reply: Reply | None = None
     if comm.is_server:
