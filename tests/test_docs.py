@@ -78,6 +78,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [shortened(one, folder) for one in (*together, *again)]
     for seed, name in enumerate(("RUN", "OTHER")):
         lines.append(["--rounds", 1, "--seed", seed, "--out", folder / "runs" / name, "--progress", "off"])
+    alone_too = ["--method.name", "local", "--out", folder / "runs" / "ALONE", "--progress", "off"]
+    lines.append(["--rounds", 1, *alone_too])
     shown = run_each(lines, folder, ranks=3)
     assert shown.returncode == 0, shown.stderr
     forecasts = sum("--dry_run" in one.words for one in together)
@@ -119,6 +121,17 @@ def check_inspect(command: Command, folder: Path) -> None:
     words = placed(command.words, folder)
     shown = program(folder, command.kind, *words)
     assert "sound" in shown and (len(words) == 1 or "seed" in shown)
+
+
+def check_report(command: Command, folder: Path) -> None:
+    assert "report.html" in program(folder, command.kind, *placed(command.words, folder))
+
+
+def check_data(command: Command, folder: Path) -> None:
+    if reason := missing(["--config", *command.words[1:2]] if command.words[0] == "show" else []):
+        pytest.skip(reason)
+    shown = program(folder, command.kind, *command.words)
+    assert ("digits" in shown) or ("client" in shown)
 
 
 def check_compare(command: Command, folder: Path) -> None:
@@ -191,6 +204,8 @@ KINDS: dict[str, Callable[[Command, Path], None]] = {
     "amn_mpi.main": check_main,
     "amn_mpi.compare": check_compare,
     "amn_mpi.inspect": check_inspect,
+    "amn_mpi.report": check_report,
+    "amn_mpi.data": check_data,
     "amn_mpi.native": check_module,
     "venv": check_module,
     "pytest": check_existing,

@@ -21,13 +21,14 @@ EACH = pytest.mark.parametrize("name", sorted(TEXTS))
 ALL = "\n".join(TEXTS.values())
 # Options of other programs, in commands for clusters and pip, and of the benchmarks.
 FOREIGN = {"ntasks-per-node", "mpi", "with-ft", "key"}
+FOREIGN |= {"local", "figure", "to", "from"}  # of the report and of amn_mpi.data
 FOREIGN |= {
     name
     for path in (REPOSITORY / "benchmarks").glob("*.py")
     for name in re.findall(r'add_argument\("--([\w-]+)"', path.read_text())
 }
 FILE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|yaml|toml|cfg|md|txt|sh|sbatch))`")
-LEFT_BY_A_RUN = {"config.yaml", "tables.md", "my.yaml"}
+LEFT_BY_A_RUN = {"config.yaml", "report.html", "tables.md", "my.yaml"}
 ELSEWHERE = {"torch/__init__.py"}
 EXERCISE = {"amn_mpi/methods/clustered.py", "configs/clustered.yaml"}
 IN_TABLE = re.findall(r"^\| `(\w+)` \|.*\|.*\|.*\|.*\|.*\|$", README, re.MULTILINE)

@@ -25,7 +25,7 @@ def hold_back(fed: Federation, data: Data, seed: int) -> Federation:
     """
     if not data.unseen:
         return fed
-    count = max(1, round(data.unseen * fed.clients))
+    count = data.newcomers
     if count >= fed.clients:
         raise ConfigError(
             f"data.unseen = {data.unseen}: leaves none of {fed.clients} clients to train; valid is less"

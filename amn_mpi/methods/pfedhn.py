@@ -53,6 +53,7 @@ class PFedHN(Method):
     Options: ClassVar[Any] = Options
     wire = Wire(down="rows", up="rows", renewed=True, kinds=("parameter differences",))
     models: ClassVar[tuple[str, ...]] = ("generated",)
+    newcomer_models: ClassVar[tuple[str, ...]] = ("generated", "finetuned")
 
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -110,6 +111,12 @@ class PFedHN(Method):
             meta.adam(own.data, slope, moments, step, FIT_LR)
         with torch.no_grad():
             return Reply(network.made(own))
+
+    def settle(
+        self, answer: torch.Tensor, own: torch.Tensor, numbers: Mapping[str, float]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "generated", answer
+        yield "finetuned", own
 
     def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor) -> None:
         o = self.options
