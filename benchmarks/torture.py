@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ sys.path[:0] = [
 ]
 from running import end, ranks_of, result, start  # noqa: E402
 
-from amn_mpi import checkpoint  # noqa: E402
+from amn_mpi import checkpoint, snapshots  # noqa: E402
 
 KEYS = ("--data.clients", 5, "--local.epochs", 1, "--model.hidden", 128, "--progress", "off")
 A_KILL = 6  # rounds there have to be for each; a start makes about two before it is killed
@@ -225,6 +226,8 @@ def account(out: Path) -> dict[str, Any]:
     found = result(out)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     kept = {k: found[k] for k in ("models_sha256", "per_client", "models", "mean_last5", "best_round")}
+    pictures = sorted((out / snapshots.FOLDER).glob("*"))
+    kept["attention"] = {path.name: zlib.crc32(path.read_bytes()) for path in pictures}
     return {**kept, "metrics": [{k: v for k, v in row.items() if k not in TIMES} for row in rows]}
 
 
@@ -236,7 +239,8 @@ def compare(torture: Torture, plain: Path) -> None:
             raise Different(f"{name} differs: {first_difference(value, now[name])}")
     there = {path.name for path in torture.out.rglob("*")}
     last = {checkpoint.file_name(torture.rounds - k) for k in (0, 1)}
-    strange = there ^ {"checkpoints", "config.yaml", "metrics.jsonl", "models.h5", "result.json", *last}
+    left = {"checkpoints", "config.yaml", "metrics.jsonl", "models.h5", "result.json", snapshots.FOLDER}
+    strange = there ^ {*left, *last, *then["attention"]}
     if strange:
         raise Different(f"files left, or missing: {', '.join(sorted(strange))}")
 

@@ -299,7 +299,7 @@ def test_disk_that_is_full_for_the_models_of_one_rank(
 
 def is_left_by_a_full_disk(out: Path) -> None:
     """Nothing half-written."""
-    assert {p.name for p in out.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints"}
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "attention"}
     assert list((out / "checkpoints").iterdir()) == []
 
 

@@ -81,8 +81,8 @@ CHANGED = {
 
 
 def test_every_key_of_the_section_is_tried() -> None:
-    # validation is applied to what is in the cache
-    assert set(CHANGED) | {"name", "root", "cache", "validation"} == set(Data.__dataclass_fields__)
+    # validation and unseen are applied to what is in the cache
+    assert set(CHANGED) | {"name", "root", "cache", "validation", "unseen"} == set(Data.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("key", CHANGED)
