@@ -33,13 +33,13 @@ def key(default: Any, help: str, names: Sequence[str] = (), **limits: float) -> 
 class Data:
     """What is learnt from, and who gets which part of it."""
 
-    name: str = key("digits", "data set: digits mnist fashion_mnist emnist cifar10 cifar100, or FILE.h5/.npz")
+    name: str = key("digits", "digits mnist fashion_mnist emnist cifar10 cifar100, FILE.h5/.npz, or a FOLDER")
     root: str = key("", "folder that holds the data set's files (also $AMN_DATA)")
     cache: str = key("", "folder for prepared data, seen by all hosts (also $AMN_CACHE; ~/.cache/amn_mpi)")
     split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = key(
         "balanced", "which of EMNIST's splits"
     )
-    clients: int = key(32, "number of clients", ge=1)
+    clients: int = key(32, "number of clients; of data that has clients of its own at most so many", ge=1)
     train_per_client: int = key(
         0, "training samples a client, held-out ones included; 0: an equal share of all", ge=0
     )
@@ -52,13 +52,17 @@ class Data:
         0.0, "part of the clients that come when the training is over, and are served then", ge=0, lt=1
     )
     min_samples: int = key(10, "least number of training samples of any client", ge=1)
-    labels: Literal["iid", "dirichlet", "classes", "groups"] = key(
-        "dirichlet", "who sees which labels: the same mix, Dirichlet(alpha), k classes, a mix per group"
+    labels: Literal["iid", "dirichlet", "classes", "groups", "own"] = key(
+        "dirichlet",
+        "who sees which labels: the same mix, Dirichlet(alpha), k classes, a mix per group; always own "
+        "where the data has clients of its own",
     )
     alpha: float = key(0.5, "Dirichlet concentration: small is skewed", gt=0)
     classes_per_client: int = key(3, "classes each client sees, for labels = classes", ge=1)
     label_groups: int = key(4, "groups of clients that share a label mix, for labels = groups", ge=1)
-    sizes: Literal["equal", "lognormal"] = key("equal", "all clients of one size, or log-normal sizes")
+    sizes: Literal["equal", "lognormal", "own"] = key(
+        "equal", "all clients of one size, or log-normal sizes; always own where the data has clients"
+    )
     sigma: float = key(1.0, "spread of log-normal sizes", ge=0)
     concept: Literal["none", "rotate", "permute"] = key(
         "permute", "hidden groups see rotated images, or permuted labels"

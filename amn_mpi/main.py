@@ -159,13 +159,16 @@ def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
     from amn_mpi import cli
 
     try:
-        return cli.parse(argv)
+        config, dry = cli.parse(argv)
     except cli.Printed as answer:
         try:
             print(answer, flush=True)
         except BrokenPipeError:  # --help | head
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return None, False
+    from amn_mpi import data
+
+    return dataclasses.replace(config, data=data.resolved(config.data)), dry
 
 
 def _needed(comm: Communicator, config: Config) -> bool:

@@ -28,7 +28,8 @@ class Plan:
     """
 
     def __init__(self, found: Matrix, whole: Matrix, out: Path, reference: str) -> None:
-        self.matrix, self.whole, self.out, self.reference = found, whole, out, reference
+        self.matrix, self.whole = _with_own_clients(found, whole)
+        self.out, self.reference = out, reference
         self.todo = [cell for cell in found.cells if not self._finished(cell)]
         self._done, self._started = 0, time.monotonic()
 
@@ -149,3 +150,18 @@ class Plan:
                 f"{path.parent}: was run with {differs}; delete it to run it again, or give another --out"
             )
         return True
+
+
+def _with_own_clients(*matrices: Matrix) -> list[Matrix]:
+    """The matrices with the real number of clients where the data has its own; each data is asked once."""
+    from amn_mpi import data
+
+    asked = dict.fromkeys(cell.config.data for found in matrices for cell in found.cells)
+    real = {one: data.resolved(one) for one in asked}
+    return [
+        replace(
+            found,
+            cells=[replace(c, config=replace(c.config, data=real[c.config.data])) for c in found.cells],
+        )
+        for found in matrices
+    ]

@@ -61,6 +61,7 @@ def scenario_of(result: dict[str, Any]) -> str:
         "dirichlet": f"Dirichlet {data['alpha']:g}",
         "classes": f"{data['classes_per_client']} classes",
         "groups": f"{data['label_groups']} label groups",
+        "own": "clients of its own",
     }[data["labels"]]
     sizes = f", log-normal {data['sigma']:g}" if data["sizes"] == "lognormal" else ""
     concept = f", {data['concept']} {data['concept_groups']}" if data["concept"] != "none" else ""

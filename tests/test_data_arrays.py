@@ -73,7 +73,7 @@ BAD_ARRAYS = {
     "2-d labels": ({"x": GOOD_X, "y": GOOD_Y[:, None]}, "(3, 1)"),
     "length": ({"x": GOOD_X, "y": np.array([0, 1])}, "expected 2 rows"),
     "empty": ({"x": GOOD_X[:0], "y": GOOD_Y[:0]}, "empty"),
-    "integer x": ({"x": np.zeros((3, 2), np.int32), "y": GOOD_Y}, "int32"),
+    "wide integer x": ({"x": np.zeros((3, 2), np.int64), "y": GOOD_Y}, "int64"),
     "flat bytes": ({"x": np.zeros((3, 2), np.uint8), "y": GOOD_Y}, "(3, 2)"),
     "flat floats": ({"x": np.zeros(3), "y": GOOD_Y}, "(3,)"),
     "names": (

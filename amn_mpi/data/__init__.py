@@ -14,7 +14,7 @@ from amn_mpi.data.federation import Federation
 if TYPE_CHECKING:
     from amn_mpi.config import Data
 
-__all__ = ["ClientData", "Federation", "describe", "load_clients", "prepare"]
+__all__ = ["ClientData", "Federation", "describe", "load_clients", "prepare", "resolved"]
 
 
 def prepare(data: Data, seed: int) -> Federation:
@@ -29,3 +29,10 @@ def describe(data: Data, seed: int) -> Federation:
     from amn_mpi.data import preparation
 
     return preparation.describe(data, seed)
+
+
+def resolved(data: Data) -> Data:
+    """See ``own_clients.resolved``."""
+    from amn_mpi.data import own_clients
+
+    return own_clients.resolved(data)

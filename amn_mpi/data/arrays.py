@@ -1,26 +1,32 @@
 """A user's own data: an HDF5 (.h5, .hdf5) or NumPy (.npz) file with arrays ``x`` and ``y``.
 
-``x``: n rows; uint8 images (n, h, w), (n, h, w, c) with c 1 or 3, or (n, c, h, w); or floats of
-any shape. ``y``: n integers from 0 up. ``class_names`` (optional): one string for each label.
+``x``: n rows; uint8 images (n, h, w), (n, h, w, c) with c 1 or 3, or (n, c, h, w); or floats,
+int8, int16 or int32 of any shape. ``y``: n integers from 0 up. Optional: ``class_names``, one string
+for each label; ``client``, the owner of each sample (n integers or strings), which makes the clients
+the data's own; and with it ``test``, n booleans, the samples kept for its owner's test.
 """
 
 from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amn_mpi.data.raw import Raw
+from amn_mpi.data.raw import PIXEL_SCALE, PIXEL_SHIFT, Raw
 from amn_mpi.errors import UserError
 
 if TYPE_CHECKING:
     from amn_mpi.config import Data
 
 SUFFIXES = (".h5", ".hdf5", ".npz")
-KEYS = ("x", "y", "class_names")
+KEYS = ("x", "y", "class_names", "client", "test")
+# Wider integers are more likely row numbers or tokens than measurements.
+NUMBERS = ("int8", "int16", "int32")
 
 
 def locate(data: Data) -> dict[str, Path]:
@@ -33,42 +39,81 @@ def locate(data: Data) -> dict[str, Path]:
 def read(data: Data, files: dict[str, Path]) -> Raw:
     """Raises ``UserError`` naming the file and the array that cannot be used."""
     path = files["file"]
-    arrays = _load(path)
+    arrays = load(path, KEYS)
     x, y = arrays.get("x"), arrays.get("y")
     if x is None or y is None:
         raise UserError(
             f"{path}: has no array {'x' if x is None else 'y'}; expected x and y, "
             f"found {', '.join(sorted(arrays)) or 'nothing'}"
         )
-    _check_labels(path, x, y)
+    check_labels(path, x, y)
     labels, names = _names(path, y, arrays.get("class_names"))
+    values, scale, shift = samples(path, x)
+    return _owned(path, Raw(values, labels, names, scale, shift), arrays)
+
+
+def has_clients(path: Path) -> bool:
+    """Whether a file says who owns each sample; False, too, where it cannot be read."""
+    try:
+        return "client" in load(path, ())
+    except UserError:
+        return False
+
+
+def samples(path: Path | str, x: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Images or numbers as a ``Raw`` holds them, and the scale and shift that go with them.
+
+    Args:
+        path: where they are from, for the message of the ``UserError``.
+    """
     if x.dtype == np.uint8:
-        return Raw(_channels_first(path, x), labels, names)
-    return Raw(_floats(path, x), labels, names, 1.0, 0.0)
+        return _channels_first(path, x), PIXEL_SCALE, PIXEL_SHIFT
+    return _floats(path, x), 1.0, 0.0
 
 
-def _load(path: Path) -> dict[str, np.ndarray | None]:
-    """The arrays wanted, and None for whatever else the file holds."""
+def _owned(path: Path, raw: Raw, arrays: dict[str, np.ndarray | None]) -> Raw:
+    """``raw`` with its clients, where the file has any."""
+    client, test, n = arrays.get("client"), arrays.get("test"), len(raw.y)
+    if client is None:
+        if test is None:
+            return raw
+        raise UserError(
+            f"{path}: has test, but no client; test says which of a client's samples are its test"
+        )
+    if client.shape != (n,) or client.dtype.kind not in "iuUS":
+        raise UserError(
+            f"{path}: client has shape {client.shape} and type {client.dtype}, expected "
+            f"({n},) integers or strings"
+        )
+    if test is not None and (test.shape != (n,) or test.dtype != bool):
+        raise UserError(f"{path}: test has shape {test.shape} and type {test.dtype}, expected ({n},) bool")
+    names, owner = np.unique(client, return_inverse=True)
+    told = tuple(v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in names.tolist())
+    return replace(raw, client=owner.astype(np.int64), test=test, client_names=told)
+
+
+def load(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray | None]:
+    """The arrays wanted, and None for whatever else the file holds. Raises ``UserError``."""
     loader = _load_npz if path.suffix == ".npz" else _load_hdf5
     try:
-        return loader(path)
+        return loader(path, keys)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({reason})") from None
 
 
-def _load_npz(path: Path) -> dict[str, np.ndarray | None]:
+def _load_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray | None]:
     with np.load(path, allow_pickle=False) as file:
         # A lone .npy file under this name loads as an array, which has no keys.
         keys = getattr(file, "files", [])
-        return {key: file[key] if key in KEYS else None for key in keys}
+        return {key: file[key] if key in wanted else None for key in keys}
 
 
-def _load_hdf5(path: Path) -> dict[str, np.ndarray | None]:
+def _load_hdf5(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray | None]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        return {key: _dataset(file[key]) if key in KEYS else None for key in file}
+        return {key: _dataset(file[key]) if key in wanted else None for key in file}
 
 
 def _dataset(item: object) -> np.ndarray | None:
@@ -82,7 +127,8 @@ def _dataset(item: object) -> np.ndarray | None:
     return np.asarray(item[...])
 
 
-def _check_labels(path: Path, x: np.ndarray, y: np.ndarray) -> None:
+def check_labels(path: Path | str, x: np.ndarray, y: np.ndarray) -> None:
+    """Raises ``UserError`` unless y is (n,) integers from 0 up and x has n samples."""
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise UserError(f"{path}: y has shape {y.shape} and type {y.dtype}, expected (n,) integers")
     if len(y) == 0:
@@ -95,7 +141,7 @@ def _check_labels(path: Path, x: np.ndarray, y: np.ndarray) -> None:
         raise UserError(f"{path}: y has the label {y.min()}, expected 0 or more")
 
 
-def _channels_first(path: Path, x: np.ndarray) -> np.ndarray:
+def _channels_first(path: Path | str, x: np.ndarray) -> np.ndarray:
     """(n, c, h, w) from any of the three image shapes; a view."""
     if x.ndim == 3:
         return x[:, None]
@@ -108,10 +154,12 @@ def _channels_first(path: Path, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _floats(path: Path, x: np.ndarray) -> np.ndarray:
+def _floats(path: Path | str, x: np.ndarray) -> np.ndarray:
     """Finite float32; checked after the conversion, which can overflow."""
-    if not np.issubdtype(x.dtype, np.floating):
-        raise UserError(f"{path}: x has type {x.dtype}, expected uint8 images or floats")
+    if not np.issubdtype(x.dtype, np.floating) and x.dtype.name not in NUMBERS:
+        raise UserError(
+            f"{path}: x has type {x.dtype}, expected uint8 images, floats, or {', '.join(NUMBERS)}"
+        )
     if x.ndim < 2:
         raise UserError(f"{path}: x has shape {x.shape}, expected (n, features) or more")
     with np.errstate(over="ignore"):

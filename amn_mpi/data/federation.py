@@ -70,12 +70,15 @@ class Plan:
 
 def plan(raw: Raw, data: Data, seed: int) -> Plan:
     """Decide who gets which samples and sees them how. Raises ``ConfigError``."""
-    shape = raw.x.shape[1:]
-    from amn_mpi.data.heterogeneity import assign
+    from amn_mpi.data import heterogeneity, natural
 
-    concept.check_shape(data, shape)
-    classes = len(raw.class_names)
-    found = assign(raw.y, data, seed, classes)
+    shape, classes = raw.x.shape[1:], len(raw.class_names)
+    if raw.client is not None:
+        data = natural.applied(data)
+        found = natural.assign(raw, data, seed)
+    else:
+        concept.check_shape(data, shape)
+        found = heterogeneity.assign(raw.y, data, seed, classes)
     table = concept.relabelling(data, classes, seed)
     group = np.repeat(found.concept_group, np.diff(found.start))
     counts = np.zeros_like(found.train_counts)

@@ -47,6 +47,9 @@ def assign(labels: np.ndarray, data: Data, seed: int, classes: int = 0) -> Assig
 
     Raises ``ConfigError`` naming the key when more is asked than the pool holds.
     """
+    if "own" in (data.labels, data.sizes):
+        key = "labels" if data.labels == "own" else "sizes"
+        raise ConfigError(f"data.{key} = own: {data.name} has no clients of its own")
     classes = classes or int(labels.max()) + 1
     available = np.bincount(labels, minlength=classes)
     concept.check(data, classes)

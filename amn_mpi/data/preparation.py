@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amn_mpi.data import cache
+from amn_mpi.data import cache, own_clients
+from amn_mpi.data.cache_place import folder, identity, stem
 from amn_mpi.data.federation import Federation, plan
 from amn_mpi.data.readers import reader
 from amn_mpi.data.unseen import hold_back
@@ -44,7 +44,7 @@ KEYS = (
 def describe(data: Data, seed: int) -> Federation:
     """The federation without its samples: reads the data set, writes nothing."""
     source = reader(data)
-    found = plan(source.read(data, source.locate(data)), data, seed)
+    found = plan(own_clients.read(source, data, source.locate(data)), data, seed)
     return hold_back(hold_out(found.federation, data.validation, found.y), data, seed)
 
 
@@ -55,12 +55,14 @@ def prepare(data: Data, seed: int) -> Federation:
     """
     source = reader(data)
     files = source.locate(data)
-    path = _folder(data) / f"{_stem(data)}-{_key(data, seed, files)}.h5"
+    path = folder(data) / f"{stem(data)}-{_key(data, seed, files)}.h5"
     found = cache.read(path)
     if found is not None:
+        own_clients.forget()
         return _validated(found, data, seed)
-    raw = source.read(data, files)
+    raw = own_clients.read(source, data, files)
     cache.write(path, plan(raw, data, seed), raw.x)
+    own_clients.remember(raw, data, files)
     found = cache.read(path)
     if found is None:
         raise UserError(
@@ -76,31 +78,13 @@ def _validated(fed: Federation, data: Data, seed: int) -> Federation:
     return hold_back(hold_out(fed, data.validation, labels), data, seed)
 
 
-def _folder(data: Data) -> Path:
-    given = data.cache or os.environ.get("AMN_CACHE") or "~/.cache/amn_mpi"
-    return Path(given).expanduser().absolute()
-
-
-def _stem(data: Data) -> str:
-    return Path(data.name).stem
-
-
 def _key(data: Data, seed: int, files: dict[str, Path]) -> str:
     """Hash of all that the cache depends on, the source files' state included."""
     content = {
         "format": cache.FORMAT,
         "seed": seed,
         "data": {key: getattr(data, key) for key in KEYS},
-        "files": [_identity(path) for path in files.values()],
+        "files": [identity(path) for path in files.values()],
     }
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _identity(path: Path) -> tuple[str, int, int]:
-    """Path, size and time of change: cheaper than a hash of the content, as make does it."""
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return str(path.resolve()), state.st_size, state.st_mtime_ns

@@ -18,6 +18,8 @@ class Raw:
     ``x``: (n, channels, height, width) uint8 for images, or (n, ...) float32.
     ``y``: (n,) int64 in 0..C-1, where C is ``len(class_names)``.
     A model sees ``x * scale + shift``.
+    Where the data has clients of its own: ``client`` (n,) int64, which of ``client_names`` owns each
+    sample, and ``test`` (n,) bool, the source's own test samples (None: it has no split of its own).
     """
 
     x: np.ndarray
@@ -25,3 +27,6 @@ class Raw:
     class_names: list[str]
     scale: float = PIXEL_SCALE
     shift: float = PIXEL_SHIFT
+    client: np.ndarray | None = None
+    test: np.ndarray | None = None
+    client_names: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amn_mpi.data import arrays, cifar, digits, mnist
+from amn_mpi.data import arrays, cifar, digits, folder, mnist
 from amn_mpi.data.raw import Raw
 from amn_mpi.errors import ConfigError
 
@@ -49,12 +49,14 @@ NAMES = tuple(READERS)
 
 
 def reader(data: Data) -> Reader:
-    """Raises ``ConfigError`` for a name that is neither built in nor a file of arrays."""
+    """Raises ``ConfigError`` for a name that is neither built in, nor a file of arrays, nor a folder."""
+    if data.name not in READERS and Path(data.name).expanduser().is_dir():
+        return Reader(folder.locate, folder.read)
     if data.name.endswith(arrays.SUFFIXES):
         return Reader(arrays.locate, arrays.read)
     if data.name not in READERS:
         raise ConfigError(
-            f"data.name = {data.name}: valid are {', '.join(NAMES)}, or a file "
-            f"that ends in {', '.join(arrays.SUFFIXES)}"
+            f"data.name = {data.name}: valid are {', '.join(NAMES)}, a file "
+            f"that ends in {', '.join(arrays.SUFFIXES)}, or a folder of clients' files that is there"
         )
     return READERS[data.name]
