@@ -295,7 +295,8 @@ def test_bad_folders_of_pfllib(tmp_path: Path) -> None:
         np.savez_compressed(path / name, data=data)
 
     assert "num_clients = 7, but train/ holds 5" in told("a", nothing, num_clients=7)
-    assert "label 2 in row 2, expected 0 to 1" in told("b", nothing, num_classes=2)
+    # The test has rows 0, 4, ...: the training labels begin 1, 2, 0.
+    assert "label 2 in row 1, expected 0 to 1" in told("b", nothing, num_classes=2)
     assert "train/2.npz: cannot be read as PFLlib" in told("c", cut)
     assert "there is no test/3.npz" in told("d", lambda p: (p / "test" / "3.npz").unlink())
     assert "there is no train/3.npz" in told("e", lambda p: (p / "train" / "3.npz").unlink())

@@ -24,10 +24,10 @@ def applied(data: Data) -> Data:
 
 def sizes(raw: Raw, data: Data) -> tuple[np.ndarray, np.ndarray]:
     """Training and test samples of each of the data's clients: two (K,) int64 arrays."""
-    count = len(raw.client_names)
-    everything = np.bincount(raw.client, minlength=count)
+    count, owner = len(raw.client_names), np.asarray(raw.client)
+    everything = np.bincount(owner, minlength=count)
     if raw.test is not None:
-        test = np.bincount(raw.client[raw.test], minlength=count)
+        test = np.bincount(owner[raw.test], minlength=count)
     else:
         most = np.minimum(np.rint(everything * data.test_fraction), everything - data.min_samples)
         test = np.maximum(1, most).astype(np.int64)
@@ -60,10 +60,9 @@ def assign(raw: Raw, data: Data, seed: int) -> Assignment:
         chosen = np.sort(rng.choice(chosen, data.clients, replace=False))
     place = np.full(len(raw.client_names), -1)
     place[chosen] = np.arange(len(chosen))
-    rows = np.flatnonzero(place[raw.client] >= 0)
-    rng = generator(seed, "data samples")
-    rows = rng.permutation(rows)
-    owner, labels = place[raw.client[rows]], raw.y[rows]
+    owner = place[np.asarray(raw.client)]
+    rows = generator(seed, "data samples").permutation(np.flatnonzero(owner >= 0))
+    owner, labels = owner[rows], raw.y[rows]
     cells = owner * classes + labels
     counts = np.bincount(cells, minlength=len(chosen) * classes).reshape(-1, classes)
     train, test = (part[chosen] for part in sizes(raw, data))
