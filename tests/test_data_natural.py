@@ -373,7 +373,10 @@ def test_other_bad_inputs(tmp_path: Path) -> None:
 
 
 def test_runs_agree_over_ranks_and_go_on(tmp_path: Path) -> None:
-    path = pfllib(tmp_path / "mnist", held())
+    own = held()
+    for x, _, _ in own.values():
+        x[:, 0] = 0  # a number up to 175 is nothing to learn from
+    path = pfllib(tmp_path / "mnist", own)
     keys = ("--data.name", path, "--local.epochs", 1, "--progress", "off", "--checkpoint.every", 1)
     lines = [
         [*keys, *options(out=tmp_path / "{}-{}".format("{}", model), rounds=3, model__name=model)]
