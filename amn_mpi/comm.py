@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from amn_mpi.errors import Stopped, UserError
 from amn_mpi.flow import PIECE
 from amn_mpi.launcher import check_family
 from amn_mpi.ranks import FLOW, Ranks
@@ -147,7 +148,11 @@ class Communicator(Ranks):
     # ---- small objects
 
     def share(self, thing: Any = None) -> Any:
-        """Rank 0's object on every rank; pickled, so for small control objects only."""
+        """Rank 0's object on every rank; pickled, so for small control objects only.
+
+        Raises:
+            UserError: on the ranks other than 0, where that is what rank 0 gives.
+        """
         if self.size == 1:
             return thing
         packed = pickle.dumps(thing) if self.is_server else b""
@@ -160,7 +165,20 @@ class Communicator(Ranks):
         if length > SMALL - 8:
             box = np.concatenate([box[:8], np.frombuffer(packed or bytes(length), np.uint8)])
             self._spread(box, "share")
-        return thing if self.is_server else pickle.loads(box[8 : 8 + length].tobytes())
+        found = thing if self.is_server else pickle.loads(box[8 : 8 + length].tobytes())
+        if isinstance(found, UserError) and not self.is_server:
+            raise found
+        return found
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """What rank 0 does while the others wait in ``share``: where ranks are lasting they raise its error."""
+        try:
+            yield
+        except UserError as error:
+            if self.lasting and self.is_server and not isinstance(error, Stopped):
+                self.share(error)
+            raise
 
     def collect(self, thing: Any) -> list[Any]:
         """Every rank's object on rank 0, by rank; an empty list elsewhere. Pickled, small."""

@@ -141,10 +141,12 @@ class Faults:
 
 @dataclass(frozen=True)
 class Logging:
-    """What a run keeps to be looked at; the results do not depend on it."""
+    """What a run keeps to be looked at, and who else is told of it; the results do not depend on it."""
 
     attention: int = key(10, "most rounds whose attention is kept, evenly spaced; 0: none", ge=0, le=10_000)
     report: bool = key(False, "write report.html at the end of the run; needs the extra report")
+    tensorboard: bool = key(False, "scalars and the attention for TensorBoard, in RUN/tensorboard")
+    callbacks: str = key("", "told after every round: names, or FILE.py:NAME, separated by commas")
 
 
 SECTIONS: dict[str, type] = {

@@ -23,22 +23,27 @@ if TYPE_CHECKING:
 
 def run_all(
     config: Config, comm: Communicator, fed: Federation, folder: RunFolder | None, clock: Clock
-) -> None:
-    """The configured run, its baselines on the same clients, and the result of it all."""
+) -> dict[str, Any]:
+    """The configured run, its baselines on the same clients, and the result of it all, which it returns."""
     with clock("prepare"):
         ready = _ready(config, comm, fed)
     clock.over("session")
+    comm.busy = True
     found = run_one(ready, config, folder, clock, models=True)
     found["baselines"] = _baselines(ready, config, folder)
+    comm.busy = False
     if folder is not None:
         from amn_mpi import result  # here and below: on rank 0 alone
         from amn_mpi.progress import reader_may_leave
 
         folder.finish(found)
-        with reader_may_leave():
-            result.show(found, str(folder.path))
+        folder.callbacks.end(found)
+        if not (comm.lasting and config.progress == "off"):
+            with reader_may_leave():
+                result.show(found, str(folder.path))
         if config.logging.report:
             _report(folder)
+    return found
 
 
 def _report(folder: RunFolder) -> None:

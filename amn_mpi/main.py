@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 STARTED = time.monotonic()
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -72,10 +72,10 @@ def _end(comm: Communicator, error: BaseException) -> NoReturn:
         comm.close(comm.meet(error.status))
     if isinstance(error, UserError):
         comm.fail(f"amn_mpi: {error}", error.status, everywhere=isinstance(error, (Diverged, Stopped)))
-    comm.fail(_account(error, comm))
+    comm.fail(account(error, comm))
 
 
-def _account(error: BaseException, comm: Communicator) -> str:
+def account(error: BaseException, comm: Communicator) -> str:
     """One line where memory ran out, for that is no bug; else the traceback."""
     where = f"on rank {comm.rank} ({comm.host})"
     reason = " ".join(str(error).split())
@@ -89,20 +89,23 @@ class Work:
 
     Attributes:
         config: known to every rank as soon as there is something that could go on.
+        result: the content of result.json on rank 0, at the end.
     """
 
-    def __init__(self, startup: Startup) -> None:
+    def __init__(self, startup: Startup | None, started: float = STARTED) -> None:
         self.config: Config | None = None
-        self.startup = startup
+        self.startup, self._started = startup, started
+        self.result: dict[str, Any] = {}
 
     @property
     def survives(self) -> bool:
         return self.config is not None and self.config.faults.survive
 
     def __call__(self, comm: Communicator, argv: Sequence[str]) -> None:
-        clock = Clock(comm, STARTED, self.startup)
-        config, dry = self._asked_for(comm, argv)
-        folder = _open_folder(config) if comm.is_server and config is not None and not dry else None
+        clock = Clock(comm, self._started, self.startup)
+        with comm.awaited():
+            config, dry = self.asked_for(comm, argv)
+            folder = _open_folder(config) if comm.is_server and config is not None and not dry else None
         with folder or nullcontext():
             if comm.lost and folder is not None:
                 _tell_loss(comm, folder)
@@ -110,6 +113,7 @@ class Work:
                 (None if _finished(folder) else config, dry, str(folder and folder.path))
             )
             if config is None:
+                self.result = folder.result() if folder is not None else {}
                 return
             clock.over("configuration")
             comm.configure(config.comm.wait, config.comm.timeout)
@@ -121,18 +125,18 @@ class Work:
                 comm.check_survival()
                 self.config = dataclasses.replace(config, out=out, resume="auto")
             if _needed(comm, config):
-                _carry_out(config, comm, folder, clock)
+                self.result = _carry_out(config, comm, folder, clock)
 
-    def _asked_for(self, comm: Communicator, argv: Sequence[str]) -> tuple[Config | None, bool]:
+    def asked_for(self, comm: Communicator, argv: Sequence[str]) -> tuple[Config | None, bool]:
         if comm.lost:
             return self.config, False
         return _configure(argv) if comm.is_server else (None, False)
 
 
-def _carry_out(config: Config, comm: Communicator, folder: RunFolder | None, clock: Clock) -> None:
+def _carry_out(config: Config, comm: Communicator, folder: RunFolder | None, clock: Clock) -> dict[str, Any]:
     fed = None
     if comm.is_server:
-        with clock("prepare"):
+        with comm.awaited(), clock("prepare"):
             fed = prepare(config)
     clock.over("data")
     with signals.held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
@@ -142,8 +146,9 @@ def _carry_out(config: Config, comm: Communicator, folder: RunFolder | None, clo
         from amn_mpi import job
     clock.over("modules")
     if fed is not None:
-        _check(config, fed, comm)
-    job.run_all(config, comm, comm.share(fed), folder, clock)
+        with comm.awaited():
+            _check(config, fed, comm)
+    return job.run_all(config, comm, comm.share(fed), folder, clock)
 
 
 def _tell_loss(comm: Communicator, folder: RunFolder) -> None:

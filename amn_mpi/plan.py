@@ -97,6 +97,7 @@ class Plan:
         place = {"scenario": cell.scenario, "label": cell.label, "seed": cell.seed, "trial": cell.trial}
         found.pop("peak_memory_mb", None)  # the process's peak, so the largest run's until now
         folder.finish({**found, "cell": place})
+        folder.callbacks.end(found)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         self._done += 1
         spent = time.monotonic() - self._started

@@ -46,7 +46,11 @@ class Ranks:
         wait_seconds, wait_cpu: wall and CPU seconds spent inside waits.
         stopping: number of the signal for which all ranks are to stop; 0 while they are not.
         lost: "rank r on host" of those that this one has survived.
+        lasting: the process lives on after a run, so what rank 0 alone runs into is raised on every rank.
+        busy: amid a run: the others wait for arrays, and an error of one rank cannot be shared.
     """
+
+    lasting = busy = False
 
     def __init__(self, mpi: Any, library: str) -> None:
         self._mpi, self.library = mpi, library
@@ -105,6 +109,13 @@ class Ranks:
         self._world = self._world.Split(0 if stays else 1, self.rank)
         self.size = self._world.size
         return stays
+
+    def widen(self) -> None:
+        """The end of what ``keep`` began: all ranks again. A collective call where ``keep`` left any out."""
+        if self._world is not self._everybody:
+            self._world.Free()
+        self._world, self.size = self._everybody, self._everybody.size
+        self.busy = False
 
     # ---- roles
 
@@ -194,10 +205,7 @@ class Ranks:
 
         Without Python's teardown: it takes ten seconds over 33 ranks and can change nothing.
         """
-        watch.end(self._line)
-        if not self.lost:  # with a rank missing it hangs now and then (Open MPI 5.0)
-            self._alive.drain()
-            self._mpi.Finalize()
+        self.leave(finalize=not self.lost)  # with a rank missing it hangs now and then (Open MPI 5.0)
         sys.stdout.flush()
         sys.stderr.flush()
         if not self.lost:
@@ -205,6 +213,17 @@ class Ranks:
             # rank that skips it (os._exit) is taken for a crashed one.
             ctypes.CDLL(None).exit(status)
         os._exit(status)
+
+    def leave(self, finalize: bool) -> None:
+        """Take leave of the watcher and, where ``finalize``, of MPI; the process lives on."""
+        watch.end(self._line)
+        if finalize:
+            self._alive.drain()
+            self._mpi.Finalize()
+
+    def unstop(self) -> None:
+        """A rank that is alone forgets the stop that ended its last run."""
+        self.stopping, self._asked = 0, False
 
     # ---- the loss of a rank
 

@@ -37,7 +37,27 @@ class Recorder:
         if self.folder is not None and self.snapshots is not None:
             self.folder.start(self.run.config)
             self.snapshots.begin(self.run.done)
-            self.folder.begin([self._line(row, s) for row, s in zip(self.rounds, self.seconds)])
+            rows = [self._line(row, s) for row, s in zip(self.rounds, self.seconds)]
+            self.folder.begin(rows)
+            self.folder.callbacks.begin(self.run.config.as_dict(), self.folder.path, self._facts(), rows)
+
+    def _facts(self) -> dict[str, Any]:
+        """What callbacks are told of a run besides its configuration."""
+        run, fed, layout = self.run, self.fed, self.run.method.setting.layout
+        return {
+            "done": run.done,
+            "rounds": run.config.rounds,
+            "ranks": run.comm.size,
+            "clients": fed.clients,
+            "parameters": layout.size,
+            "layers": [group.name for group in layout.groups],
+            "models": list(run.method.models),
+            "headline": run.method.headline,
+            "groups": {
+                "concept": np.asarray(fed.concept_group).tolist(),
+                "label": np.asarray(fed.label_group).tolist(),
+            },
+        }
 
     def history(self) -> dict[str, Any]:
         """The account so far, as plain values, for a checkpoint."""
@@ -59,10 +79,12 @@ class Recorder:
         if outcome.dropped:
             row["diverged"] = sorted(outcome.dropped)
             self._warn(outcome)
-        row.update(self._attention(outcome.round))
+        attention = self.run.method.attention(self.run.server)
+        row.update(self._attention(outcome.round, attention))
         self.rounds.append(row)
         if self.folder is not None:
             self.folder.add(self._line(row, outcome.seconds))
+            self.folder.callbacks.round(self._line(row, outcome.seconds), attention)
         label, score = plugin.short(self.run.config.method.name), row.get("mean_accuracy")
         self.progress.show(label, outcome.round, score, outcome.seconds)
 
@@ -109,9 +131,9 @@ class Recorder:
         headline = each[self.run.method.headline]
         return {**{k: headline[k] for k in ("mean_accuracy", "worst10", "std", "deciles")}, "models": short}
 
-    def _attention(self, round: int) -> dict[str, Any]:
+    def _attention(self, round: int, attention: np.ndarray | None) -> dict[str, Any]:
         """How wide it is, and its share inside the hidden groups, which the method never sees."""
-        fed, attention = self.fed, self.run.method.attention(self.run.server)
+        fed = self.fed
         if attention is None:
             return {}
         if self.snapshots is not None:

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from amn_mpi import checkpoint, hdf5, plugin, resume
+from amn_mpi.callbacks import Callbacks
 from amn_mpi.config import Config
 from amn_mpi.errors import UserError
 from amn_mpi.methods import listed
@@ -89,6 +90,7 @@ class RunFolder:
         checkpoints: where they are; each baseline has a folder of its own in it.
         saved: the checkpoint that the run goes on from, None if it starts afresh.
         finished: a sentence where the run is finished already, else empty.
+        callbacks: who is told of the run, ready before anything is computed.
 
     Raises:
         UserError: the folder cannot be written, is in use, or holds a run that is not to be resumed.
@@ -108,6 +110,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"out = {path}: cannot be written: {error.strerror}") from None
         try:
+            self.callbacks = Callbacks(config.logging)
             self._look(config)
         except BaseException:
             self.leave()
@@ -151,6 +154,10 @@ class RunFolder:
             return ""  # not a result of ours; it is set aside
         return f"{self.path}: finished already: {done['rounds']} rounds, {told}; a larger --rounds extends it"
 
+    def result(self) -> dict[str, Any]:
+        """What a finished run has left."""
+        return json.loads((self.path / "result.json").read_text())
+
     def start(self, config: Config) -> None:
         """Write the resolved configuration; an earlier result is set aside."""
         import yaml
@@ -185,6 +192,8 @@ class RunFolder:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is not None:
+            if self._started:
+                self.callbacks.failed(" ".join(str(error).split()))
             self.leave()
 
     def leave(self) -> None:

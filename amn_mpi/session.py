@@ -291,5 +291,6 @@ def check_everywhere(comm: Communicator, error: UserError | None) -> None:
     for message, status in filter(None, told):
         trouble = UserError(message)
         trouble.status = status
-        raise trouble
+        with comm.awaited():
+            raise trouble
     comm.share(None)
