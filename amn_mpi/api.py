@@ -108,7 +108,9 @@ def resolved(layers: tuple[Layer, ...]) -> Any:
             raise ConfigError(f"amn_mpi.train: {one!r}: valid are mappings of keys, and YAML files' names")
     config = cli.resolve(read, [])
     if config.faults.survive:
-        raise ConfigError("faults.survive = true: valid in amn_mpi.train is false; python -m amn_mpi.main can")
+        raise ConfigError(
+            "faults.survive = true: valid in amn_mpi.train is false; python -m amn_mpi.main can"
+        )
     return config
 
 

@@ -1,6 +1,6 @@
 """What a person sees while a run goes on, and the table at its end. Rank 0 only.
 
-A live line where a terminal reads it, plain lines at a sensible rate elsewhere. rich is imported
+A live view where a terminal reads it, plain lines at a sensible rate elsewhere. rich is imported
 only when something is to be drawn.
 """
 
@@ -13,43 +13,52 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from amn_mpi.live import View
+
 PLAIN_EVERY = 10.0
 
 
 class Progress:
-    """One line a round on a terminal (it is redrawn), or a line every ten seconds in a log."""
+    """A few lines on a terminal, redrawn after every round, or a line every ten seconds in a log."""
 
     def __init__(self, kind: str, rounds: int) -> None:
         self._rounds, self._started, self._begun = rounds, time.monotonic(), 0
-        self._last, self._status = -PLAIN_EVERY, None
         width = terminal_width() if kind in ("auto", "rich") else 0
+        self._last, self._live, self._view = -PLAIN_EVERY, None, View(rounds, width or 80)
         self._off = kind == "off"
         if kind == "rich" or (kind == "auto" and width):
-            self._status = _live(width or 80)
+            self._live = _live(width or 80, self._view)
 
-    def begin(self, done: int) -> None:
-        """The run goes on after round ``done``, 0 for one that starts afresh."""
+    def begin(self, done: int, rows: list[dict[str, Any]]) -> None:
+        """The run goes on after round ``done``, 0 for one that starts afresh; ``rows`` are those before."""
         self._begun = done
+        self._view.known(rows)
         if done and not self._off:
             print(f"goes on after round {done} of {self._rounds}", flush=True)
 
-    def show(self, label: str, done: int, accuracy: float | None, seconds: float) -> None:
-        """After round ``done``: accuracy in percent (None: not evaluated), seconds of the round."""
+    def show(self, label: str, row: dict[str, Any], seconds: float, phases: dict[str, float]) -> None:
+        """After a round.
+
+        Args:
+            row: its metrics. seconds: its wall time. phases: rank 0's seconds in each so far.
+        """
+        done, accuracy = row["round"], row.get("mean_accuracy")
         spent = time.monotonic() - self._started
         left = (self._rounds - done) * spent / max(1, done - self._begun)
         score = "" if accuracy is None else f"  accuracy {accuracy:5.2f} %"
         text = f"{label}  round {done}/{self._rounds}{score}  {seconds:.2f} s a round"
         text += f"  {left:.0f} s left" if done < self._rounds else ""
         now = time.monotonic()
-        if self._status is not None:
-            self._status.update(text)
+        if self._live is not None:
+            self._view.add(label, row, phases, seconds, left)
+            self._live.update(self._view)
         elif not self._off and (now - self._last >= PLAIN_EVERY or done in (self._begun + 1, self._rounds)):
             self._last = now
             print(text, flush=True)
 
     def close(self) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._live is not None:
+            self._live.stop()
 
 
 def terminal_width() -> int:
@@ -115,12 +124,13 @@ def reader_may_leave() -> Iterator[None]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _live(width: int) -> Any:
+def _live(width: int, view: View) -> Any:
     from rich.console import Console
+    from rich.live import Live
 
     console = Console(width=width, force_terminal=True)
     # A rank that dies takes rank 0 with it at once: nobody would show a hidden cursor again.
     setattr(console, "show_cursor", lambda show=True: False)  # noqa: B010
-    status = console.status("starting", refresh_per_second=2)
-    status.start()
-    return status
+    live = Live(view, console=console, refresh_per_second=2, transient=True)
+    live.start()
+    return live

@@ -33,7 +33,7 @@ class Recorder:
             self.rounds, self.seconds, self.starts = (history[k] for k in ("rounds", "seconds", "starts"))
             self.correct = np.array(history["correct"], np.int64)
         self.starts.append({"after_round": self.run.done, "ranks": self.run.comm.size})
-        self.progress.begin(self.run.done)
+        self.progress.begin(self.run.done, self.rounds)
         if self.folder is not None and self.snapshots is not None:
             self.folder.start(self.run.config)
             self.snapshots.begin(self.run.done)
@@ -85,8 +85,8 @@ class Recorder:
         if self.folder is not None:
             self.folder.add(self._line(row, outcome.seconds))
             self.folder.callbacks.round(self._line(row, outcome.seconds), attention)
-        label, score = plugin.short(self.run.config.method.name), row.get("mean_accuracy")
-        self.progress.show(label, outcome.round, score, outcome.seconds)
+        label, phases = plugin.short(self.run.config.method.name), self.run.clock.snapshot()
+        self.progress.show(label, row, outcome.seconds, phases)
 
     @property
     def diverged(self) -> dict[int, int]:

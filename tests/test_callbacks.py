@@ -1,0 +1,239 @@
+"""What is told of a run while it goes on: callbacks, TensorBoard, the live view."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain
+import pytest
+from running import one_line, result, run
+
+from amn_mpi import callbacks, live, tensorboard
+from amn_mpi.config import Logging
+from amn_mpi.errors import ConfigError
+
+SMALL = ("--data.clients", 4, "--local.epochs", 1, "--progress", "off", "--method.common_rounds", 1)
+OWN = """
+import json
+from pathlib import Path
+from amn_mpi.callbacks import Callback
+
+class Diary(Callback):
+    def begin(self, config, folder, facts):
+        self.file = open(folder / "diary.jsonl", "a")
+        self.note("begin", config["rounds"], facts)
+        return 0
+    def note(self, *what):
+        print(json.dumps(what), file=self.file, flush=True)
+    def round(self, row, attention):
+        self.note("round", row, None if attention is None else list(attention.shape))
+    def end(self, result):
+        self.note("end", result["models_sha256"], sorted(result["baselines"]))
+    def failed(self, reason):
+        self.note("failed", reason)
+    def close(self):
+        self.note("close")
+
+class Clumsy(Callback):
+    def round(self, row, attention):
+        if row["round"] == 2:
+            raise ValueError("no room\\nleft")
+    def end(self, result):
+        Path("/nonexistent/never").write_text("it was switched off")
+
+class Broken(Callback):
+    def __init__(self):
+        raise OSError("no server")
+"""
+
+
+def events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    return found.Reload()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("own") / "mine.py"
+    path.write_text(OWN)
+    return path
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- a run and its continuation, on three ranks and on one
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, own: Path) -> tuple[Path, str]:
+    """Four rounds on three ranks, then two more on one; the folder, and what was said the first time."""
+    folder = tmp_path_factory.mktemp("told")
+    what = (*SMALL, "--out", folder / "out", "--evaluate.every", 1)
+    what += ("--logging.tensorboard", "true", "--data.cache", folder / "cache")
+    first = ("--rounds", 4, "--baselines", "local", "--logging.callbacks", f"{own}:Diary,{own}:Clumsy")
+    done = run(*what, *first, ranks=3)
+    assert done.returncode == 0, done.stderr
+    again = ("--rounds", 6, "--resume", "auto", "--logging.callbacks", f"{own}:Diary")
+    plain.here(*what, *again)
+    return folder / "out", done.stderr
+
+
+def test_a_callback_is_told_everything_in_order(told: tuple[Path, str]) -> None:
+    notes = [json.loads(line) for line in (told[0] / "diary.jsonl").read_text().splitlines()]
+    one, two = ["begin", *["round"] * 4, "end", "close"], ["begin", *["round"] * 6, "end", "close"]
+    assert [note[0] for note in notes] == one + two
+    rows = rows_of(told[0])
+    assert [note[1] for note in notes[1:5]] == rows[:4], "its rows are those of metrics.jsonl"
+    assert [note[1] for note in notes[8:14]] == rows, "it knew none: all are handed over again"
+    assert [note[2] for note in notes[8:14]] == [None] * 4 + [[2, 4, 4]] * 2
+    begun, resumed = notes[0], notes[7]
+    assert (begun[1], resumed[1]) == (4, 6)
+    assert (begun[2]["done"], resumed[2]["done"]) == (0, 4)
+    assert (begun[2]["ranks"], resumed[2]["ranks"]) == (3, 1)
+    assert begun[2]["layers"] == ["fc1", "fc2"] and begun[2]["models"] == ["local", "hybrid", "blend"]
+    assert notes[5][2] == ["local"] and notes[12 + 2][1] == result(told[0])["models_sha256"]
+
+
+def test_a_callback_that_raises_is_switched_off_with_one_line(told: tuple[Path, str], own: Path) -> None:
+    line = one_line(told[1])
+    assert line == (
+        f"amn_mpi: warning: callback {own}:Clumsy: round raised ValueError: no room left; "
+        "it is switched off, the run goes on"
+    )
+
+
+def test_tensorboard_reads_what_metrics_say(told: tuple[Path, str]) -> None:
+    rows, found = rows_of(told[0]), events(told[0])
+    assert len(rows) == 6
+
+    def curve(tag: str) -> list[tuple[int, float]]:
+        return [(s.step, s.value) for s in found.Scalars(tag)]
+
+    def of(values: list[float]) -> Any:
+        return [(step, pytest.approx(value, rel=1e-6)) for step, value in enumerate(values, 1)]
+
+    for model in ("local", "hybrid", "blend"):
+        assert curve(f"accuracy/{model}") == of([row["models"][model]["mean_accuracy"] for row in rows])
+        assert curve(f"worst_tenth/{model}") == of([row["models"][model]["worst10"] for row in rows])
+    for k, layer in enumerate(("fc1", "fc2")):
+        assert curve(f"gate/{layer}") == of([row["gate"][k] for row in rows])
+        widths = of([row["effective_neighbours"][k] for row in rows])
+        assert curve(f"effective_neighbours/{layer}") == widths
+    assert curve("round/rho") == of([row["rho"] for row in rows])
+    assert curve("round/seconds") == of([row["seconds"] for row in rows])
+    assert [step for step, _ in curve("baselines/local")] == [4]
+    config = found.Tensors("config")[-1].tensor_proto.string_val[0].decode()
+    assert "rounds: 6" in config
+    assert [image.step for image in found.Images("attention")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_attention_is_a_picture(told: tuple[Path, str]) -> None:
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(events(told[0]).Images("attention")[-1].encoded_image_string))
+    side = 40  # pixels of one of four clients in 160
+    assert picture.size == (2 * 4 * side + tensorboard.GAP, 4 * side)
+    for client in range(4):
+        at = (client * side + 5, client * side + 5)
+        assert picture.getpixel(at) == tensorboard.PALE, "nobody listens to itself"
+
+
+def test_a_picture_by_hand() -> None:
+    attention = np.zeros((1, 200, 200))
+    attention[0, 3, 7], attention[0, 3, 8] = 0.8, 0.2
+    picture = tensorboard.drawn(attention)
+    assert picture.size == (200, 200)
+    quarter = tuple(round(p + 0.25 * (d - p)) for p, d in zip(tensorboard.PALE, tensorboard.DARK))
+    assert picture.getpixel((7, 3)) == tensorboard.DARK and picture.getpixel((8, 3)) == quarter
+    assert tensorboard.drawn(np.zeros((2, 900, 900))).size == (2 * 300 + tensorboard.GAP, 300)
+
+
+def test_rounds_after_the_last_checkpoint_are_not_shown_twice(tmp_path: Path) -> None:
+    """A start that was killed has written more rounds than its checkpoint holds."""
+    facts = {"done": 0, "rounds": 5, "layers": []}
+    for done, rounds, value in ((0, (1, 2, 3, 4), 10.0), (2, (3, 4, 5), 20.0)):
+        board = tensorboard.TensorBoard()
+        assert board.begin({}, tmp_path, {**facts, "done": done}) == done
+        for t in rounds:
+            board.round({"round": t, "models": {"m": {"mean_accuracy": value + t, "worst10": 0.0}}}, None)
+        board.close()
+    curve = [(s.step, s.value) for s in events(tmp_path).Scalars("accuracy/m")]
+    assert curve == [(1, 11), (2, 12), (3, 23), (4, 24), (5, 25)]
+
+
+# ---- what cannot be
+
+
+def test_a_stop_is_told(tmp_path: Path, own: Path) -> None:
+    made = callbacks.Callbacks(Logging(callbacks=f"{own}:Diary"))
+    made.begin({"rounds": 3}, tmp_path, {"done": 0}, [])
+    made.failed("stopped by SIGTERM")
+    made.end({})  # nobody is left to be told
+    notes = [json.loads(line) for line in (tmp_path / "diary.jsonl").read_text().splitlines()]
+    assert notes[1:] == [["failed", "stopped by SIGTERM"], ["close"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("nope", "nope is unknown; valid are tensorboard, or FILE.py:NAME"),
+        ("FILE", "is unknown; valid are tensorboard, or FILE.py:NAME"),
+        ("FILE:No", "has no subclass No of amn_mpi.callbacks.Callback; valid: Diary, Clumsy, Broken"),
+        ("FILE:Path", "has no subclass Path of"),
+        ("FILE:Broken", "cannot be used: OSError: no server"),
+        ("/nonexistent/x.py:A", "/nonexistent/x.py: no such file"),
+    ],
+)
+def test_what_is_no_callback_is_refused(given: str, says: str, own: Path) -> None:
+    given = given.replace("FILE", str(own))
+    with pytest.raises(ConfigError) as refusal:
+        callbacks.Callbacks(Logging(callbacks=given))
+    assert says in str(refusal.value) and str(refusal.value).startswith(f"logging.callbacks = {given}: ")
+
+
+def test_a_missing_package_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" not in p])
+    monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
+    with pytest.raises(ConfigError) as refusal:
+        plain.here(*SMALL, "--logging.tensorboard", "true", "--out", tmp_path / "out")
+    assert str(refusal.value) == (
+        "logging.tensorboard = true: needs the package tensorboard: pip install 'amn_mpi[tensorboard]'"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the live view
+
+
+def test_the_live_view_by_hand() -> None:
+    view = live.View(8, 80)
+    view.known([{"round": 1, "mean_accuracy": 70.0}])
+    view.add("amn", {"round": 2, "mean_accuracy": 60.0}, {"wait": 3.0, "server": 1.0}, 2.0, 100.4)
+    assert view.lines[0] == f"amn  round 2/8  {'━' * 6}{'╌' * 18}  1 min 40 s left"
+    assert view.lines[1] == "accuracy 60.00 %  best 70.00 % (round 1)"
+    phases = {"wait": 3.25, "server": 1.5, "evaluate": 0.001}
+    row = {"round": 3, "turn_seconds": {"mean": 0.2, "max": 0.5}, "diverged": [4, 7]}
+    view.add("amn", row, phases, 0.75, 7300.0)
+    assert view.lines[0].endswith("  2 h 1 min left")
+    assert view.lines[1] == "accuracy 60.00 % (round 2)  best 70.00 % (round 1)"
+    assert view.lines[2] == "0.75 s a round: server 0.5, waiting for clients 0.25"
+    assert view.lines[3] == "slowest client 0.5 s, 2.5 times the mean: a straggler"
+    assert view.lines[4] == "diverged: client 4, 7"
+
+
+def test_the_live_view_is_drawn_by_a_run(tmp_path: Path) -> None:
+    words = [w for w in SMALL if w not in ("--progress", "off")]
+    done = run(*words, "--rounds", 3, "--progress", "rich", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "amn  round 3/3" in done.stdout and "best " in done.stdout and "slowest client" in done.stdout
