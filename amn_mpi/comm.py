@@ -172,7 +172,7 @@ class Communicator(Ranks):
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """What rank 0 does while the others wait in ``share``: where ranks are lasting they raise its error."""
+        """Around what rank 0 does while the others wait in ``share``; lasting ranks raise its error, too."""
         try:
             yield
         except UserError as error:

@@ -38,11 +38,12 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] | None = None) -> NoReturn:
     """Run on this rank and end the process; never returns. ``do`` is the work, by default a run."""
-    work = Work(Startup(STARTED))
-    work.startup.over("modules")
+    startup = Startup(STARTED)
+    work = Work(startup)
+    startup.over("modules")
     comm = Communicator()
     comm.watch()
-    work.startup.over("mpi")
+    startup.over("mpi")
     lost = False
     while True:
         try:

@@ -46,12 +46,17 @@ def test_errors_come_to_every_rank_and_the_ranks_live_on(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert all("1 stay idle" in line for line in done.stderr.splitlines())
     heard = [json.loads((tmp_path / f"heard-{rank}.json").read_text()) for rank in range(4)]
-    kinds = ["ConfigError", "ConfigError", "UserError", "UserError", "ConfigError", "Diverged", "UserError"]
+    kinds = ["ConfigError", "ConfigError", "UserError", "UserError", "UserError", "Diverged", "UserError"]
     assert [kind for kind, _ in heard[0]["errors"]] == kinds
     assert all(each["errors"] == heard[0]["errors"] for each in heard[1:])
     told = [text for _, text in heard[0]["errors"]]
     assert "rounds = 0" in told[0] and "did you mean local.lr" in told[1]
-    assert "nowhere.h5" in told[2] and "holds a run already" in told[3] and "diverged" in told[5]
+    assert (
+        "nowhere.h5" in told[2]
+        and "holds a run already" in told[3]
+        and "no usable GPU" in told[4]
+        and "diverged" in told[5]
+    )
     assert "result.json" in told[6], "what rank 0 alone meets at the very end"
     assert heard[0]["sha"] == result(tmp_path / "good-2")["models_sha256"]
     assert heard[0]["again"] == heard[0]["sha"], "a finished run gives back its result"
