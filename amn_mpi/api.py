@@ -59,8 +59,7 @@ def train(*config: Layer) -> dict[str, Any]:
             _check_alone(comm, trouble)
             comm.meet()
             comm.widen()
-            known = isinstance(trouble, (Diverged, Stopped))  # by every rank
-            comm.share(None if known else trouble)  # what rank 0 alone ran into at the very end
+            comm.share(trouble)  # idle ranks know of none yet, nor the others of one at the very end
     if trouble is not None:
         raise trouble
     return work.result if comm.is_server else {}

@@ -37,7 +37,10 @@ class Stopped(UserError):
 
     def __init__(self, number: int, told: str = "the run is unfinished", agreed: bool = False) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {told}")
-        self.agreed = agreed
+        self.agreed, self._made = agreed, (number, told, agreed)
+
+    def __reduce__(self) -> tuple[type[Stopped], tuple[int, str, bool]]:
+        return Stopped, self._made
 
 
 class Interrupted(Exception):
