@@ -228,8 +228,9 @@ def _check(config: Config, fed: Federation, comm: Communicator) -> None:
 def _dry_run(config: Config, comm: Communicator) -> None:
     import yaml
 
-    from amn_mpi import budget, data, forecast
+    from amn_mpi import budget, callbacks, data, forecast
 
+    callbacks.Callbacks(config.logging)
     fed = data.describe(config.data, config.seed)
     budget.check(config, fed)  # before anything is printed
     print(yaml.safe_dump(config.as_dict(), sort_keys=False))
