@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amn_mpi import plugin
 from amn_mpi.errors import ConfigError, Stopped
 from amn_mpi.methods import listed
 from amn_mpi.resume import warn
@@ -121,30 +122,20 @@ def _make(name: str, logging: Logging) -> Any:
             raise ConfigError(f"{given}: needs the package {needs}: pip install 'amn_mpi[{name}]'")
         module, _, attribute = CALLBACKS[name].partition(":")
         return getattr(importlib.import_module(module), attribute)()
-    file, colon, attribute = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise ConfigError(f"{given}: {name} is unknown; valid are {', '.join(CALLBACKS)}, or FILE.py:NAME")
-    return _from_file(given, Path(file), attribute)
+    if not plugin.is_file(name):
+        raise ConfigError(f"{given}: {name} is unknown; valid are {', '.join(CALLBACKS)}, or {plugin.FORM}")
+    return _from_file(name)
 
 
-def _from_file(given: str, path: Path, name: str) -> Any:
-    """Make an object of class ``name`` in a Python file."""
-    if not path.is_file():
-        raise ConfigError(f"{given}: {path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"amn_mpi_callback_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{given}: {path}: is no Python file")
-    module = importlib.util.module_from_spec(spec)
+def _from_file(name: str) -> Any:
+    """Make an object of a class in a Python file."""
+    found = plugin.load(name, "logging.callbacks")
+    if not isinstance(found, type) or not issubclass(found, Callback):
+        raise ConfigError(f"logging.callbacks = {name}: is no subclass of amn_mpi.callbacks.Callback")
     try:
-        spec.loader.exec_module(module)
-        found = getattr(module, name, None)
-        if isinstance(found, type) and issubclass(found, Callback):
-            return found()
+        return found()
     except Stopped:
         raise
     except (Exception, SystemExit) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{given}: {path}: cannot be used: {reason}") from None
-    classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Callback)]
-    there = ", ".join(k for k in classes if k != "Callback") or "none is there"
-    raise ConfigError(f"{given}: {path} has no subclass {name} of amn_mpi.callbacks.Callback; valid: {there}")
+        why = plugin.told(error, plugin.path_of(name))
+        raise ConfigError(f"logging.callbacks = {name}: cannot be made: {why}") from None

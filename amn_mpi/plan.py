@@ -30,7 +30,7 @@ class Plan:
     def __init__(self, found: Matrix, whole: Matrix, out: Path, reference: str) -> None:
         self.matrix, self.whole = _with_own_clients(found, whole)
         self.out, self.reference = out, reference
-        self.todo = [cell for cell in found.cells if not self._finished(cell)]
+        self.todo = [cell for cell in self.matrix.cells if not self._finished(cell)]
         self._done, self._started = 0, time.monotonic()
 
     def ranks(self) -> int:

@@ -187,10 +187,10 @@ def test_a_stop_is_told(tmp_path: Path, own: Path) -> None:
     [
         ("nope", "nope is unknown; valid are tensorboard, or FILE.py:NAME"),
         ("FILE", "is unknown; valid are tensorboard, or FILE.py:NAME"),
-        ("FILE:No", "has no subclass No of amn_mpi.callbacks.Callback; valid: Diary, Clumsy, Broken"),
-        ("FILE:Path", "has no subclass Path of"),
-        ("FILE:Broken", "cannot be used: OSError: no server"),
-        ("/nonexistent/x.py:A", "/nonexistent/x.py: no such file"),
+        ("FILE:No", "the file has no No; it has Diary, Clumsy, Broken"),
+        ("FILE:Path", "is no subclass of amn_mpi.callbacks.Callback"),
+        ("FILE:Broken", "cannot be made: line 31: OSError: no server"),
+        ("/nonexistent/x.py:A", "cannot read /nonexistent/x.py: No such file or directory"),
     ],
 )
 def test_what_is_no_callback_is_refused(given: str, says: str, own: Path) -> None:

@@ -400,3 +400,21 @@ def test_runs_agree_over_ranks_and_go_on(tmp_path: Path) -> None:
     failed = run("--data.name", path, "--out", tmp_path / "x", env={"AMN_CACHE": tmp_path / "cache"})
     assert failed.returncode == 1 and "there is no test/2.npz" in one_line(failed.stderr)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_comparison_over_own_clients_writes_its_tables(tmp_path: Path) -> None:
+    """Its cells are told of the real number of clients, so what is finished is found again."""
+    path = client_files(tmp_path / "sites", held())
+    matrix, out = tmp_path / "sites.yaml", tmp_path / "out"
+    keys = {"rounds": 2, "model": {"name": "linear"}, "data": {"name": str(path)}}
+    tree = {"seeds": [0], "keys": keys, "scenarios": {"own": {}}, "methods": {"fedavg": {}, "local": {}}}
+    matrix.write_text(json.dumps({**tree, "reference": "fedavg"}))
+    for told in ("2 runs, 2 to do", "2 runs, 0 to do"):
+        env = {"AMN_CACHE": tmp_path / "cache"}
+        done = run("amn_mpi.compare", matrix, "--out", out, script="-m", env=env)
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
+        assert [row.split(",")[1] for row in (out / "scores.csv").read_text().splitlines()[1:]] == [
+            "fedavg",
+            "local",
+        ]

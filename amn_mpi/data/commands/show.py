@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amn_mpi.data import preparation
+from amn_mpi.data import own_clients, preparation
 from amn_mpi.data.commands.words import config_of, options
 from amn_mpi.data.federation import Federation
 from amn_mpi.errors import ConfigError
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> None:
     if figure is not None:
         check_figure(figure)
     config = config_of("show", words)
-    fed = preparation.describe(config.data, config.seed)
+    fed = preparation.describe(own_clients.resolved(config.data), config.seed)
     table(f"{fed.name}: {fed.clients} clients, seed {config.seed}", *client_table(fed))
     print(f"  training samples {_spread(fed.train)}; test samples {_spread(fed.test)}")
     if figure is not None:
