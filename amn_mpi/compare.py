@@ -5,7 +5,7 @@
 [--reference M] [--dry_run] [--key value ...]``
 
 NAME is a comparison in configs/compare or a file like them. A cell that is finished is not run
-again, so the same command goes on where it was stopped.
+again, so the same command goes on where it was stopped. ``--logging.report true`` also writes report.html.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
 
         with reader_may_leave():
             plan.report()
+            plan.picture()
 
 
 def _plan(argv: Sequence[str]) -> Plan | None:

@@ -22,7 +22,7 @@ def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
         raise UserError(f"{', '.join(folders)}: no finished run (result.json) in or below it")
     scores = [score_of(path) for path in paths]
     scores = [replace(s, label=f"{s.label}-{s.trial:02d}") if s.trial >= 0 else s for s in scores]
-    _same_data(scores, paths)
+    same_data(scores, paths)
     check_reference(reference, [score.label for score in scores])
     known: dict[tuple[str, str, int], Path] = {}
     for score, path in zip(scores, paths):
@@ -35,7 +35,7 @@ def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
     write_tables(scores, scores, reference or "amn", Path(out) if out else None)
 
 
-def _same_data(scores: list[Score], paths: list[Path]) -> None:
+def same_data(scores: list[Score], paths: list[Path]) -> None:
     """Runs of one scenario are compared as pairs: their data, rounds and cohorts have to be the same."""
     from amn_mpi import cli
 
@@ -72,10 +72,18 @@ def result_of(path: Path) -> dict[str, Any]:
 
 
 def score_of(path: Path) -> Score:
+    return score_in(result_of(path), path)
+
+
+def score_in(found: dict[str, Any], path: Path) -> Score:
+    """The score in the content of a result.json, which was read from ``path``.
+
+    Raises:
+        UserError: it is not that of a run.
+    """
     from amn_mpi import methods
     from amn_mpi.scores import of_result
 
-    found = result_of(path)
     try:
         if not methods.known(found["method"]):
             raise KeyError(found["method"])

@@ -11,7 +11,6 @@ Exit status: 0 sound, 1 damaged, 2 there is nothing to inspect.
 
 from __future__ import annotations
 
-import signal
 import statistics
 import sys
 import time
@@ -19,28 +18,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from amn_mpi import checkpoint, health
+from amn_mpi import checkpoint, health, tool
 from amn_mpi.checkpoint import Index
 from amn_mpi.errors import UserError
 from amn_mpi.health import Examined, Part
-from amn_mpi.progress import reader_may_leave, table
+from amn_mpi.progress import table
 
 Facts = list[tuple[str, str]]
-HELP = (__doc__ or "").strip()
 MOST = 10  # names and numbers in one line
 
 
 def main(argv: Sequence[str]) -> int:
     """The exit status; everything is printed."""
-    if {"--help", "-h"} & set(argv):
-        print(HELP)
-        return 0
-    try:
-        with reader_may_leave():
-            return _inspect(*_paths(argv))
-    except (UserError, OSError) as error:
-        print(f"amn_mpi: {error}", file=sys.stderr)
-        return 2
+    return tool.carry_out(argv, __doc__ or "", lambda words: _inspect(*_paths(words)), wrong=2)
 
 
 def _paths(argv: Sequence[str]) -> tuple[Path, Path | None]:
@@ -246,5 +236,4 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(main(sys.argv[1:]))
+    tool.start(main)

@@ -42,20 +42,10 @@ def run_all(
             with reader_may_leave():
                 result.show(found, str(folder.path))
         if config.logging.report:
-            _report(folder)
+            from amn_mpi.report import at_end
+
+            at_end(folder.path)
     return found
-
-
-def _report(folder: RunFolder) -> None:
-    """The result is there already: whatever is wrong with its picture is a warning."""
-    try:
-        from amn_mpi.report import write
-
-        print(f"  report in {write(folder.path)}", flush=True)
-    except (Interrupted, Stopped):
-        raise
-    except Exception as error:
-        resume.warn(f"no report: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def run_one(

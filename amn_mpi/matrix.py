@@ -44,6 +44,7 @@ FREE = (
     "checkpoint",
     "resume",
     "faults",
+    "logging",
 )
 
 

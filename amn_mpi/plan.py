@@ -44,9 +44,17 @@ class Plan:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.out)
+            self._keep()
         except OSError as error:
             raise UserError(f"out = {self.out}: cannot be written: {error.strerror}") from None
         print(f"{len(self.matrix.cells)} runs, {len(self.todo)} to do, in {self.out}", flush=True)
+
+    def _keep(self) -> None:
+        """What was asked for: a report names the runs that are missing."""
+        from amn_mpi import asked
+
+        runs, valid = ([cell.folder for cell in found.cells] for found in (self.matrix, self.whole))
+        asked.add(self.out, self.reference or self.matrix.reference, runs, valid)
 
     def check(self, comm: Communicator) -> None:
         """Before hours are spent: every method with every scenario's data, memory, idle ranks.
@@ -114,15 +122,27 @@ class Plan:
         reference = self.reference or self.matrix.reference
         write_tables(scores, self._scores(self.matrix), reference, self.out)
 
+    def picture(self) -> None:
+        """The report, where one of the runs asks for it."""
+        if any(cell.config.logging.report for cell in self.matrix.cells):
+            from amn_mpi.report import at_end
+
+            cells = [cell for cell in self.whole.cells if self._path(cell).exists()]
+            at_end(self.out, [cell.folder for cell in cells if self._differs(cell)])
+
     def _scores(self, found: Matrix) -> list[Score]:
         """Of the finished cells; what was run with other keys is left out."""
+        there = [cell for cell in found.cells if self._path(cell).exists()]
+        return [score_of(self._path(cell)) for cell in there if not self._differs(cell)]
+
+    def _path(self, cell: Cell) -> Path:
+        return self.out / cell.folder / "result.json"
+
+    def _differs(self, cell: Cell) -> str:
+        """How a finished cell was run otherwise; "" if it was not."""
         from amn_mpi import matrix
 
-        paths = [(cell, self.out / cell.folder / "result.json") for cell in found.cells]
-        there = [(cell, path) for cell, path in paths if path.exists()]
-        return [
-            score_of(p) for cell, p in there if not matrix.difference(cell.config, result_of(p)["config"])
-        ]
+        return matrix.difference(cell.config, result_of(self._path(cell))["config"])
 
     def _choose(self, scores: list[Score]) -> None:
         import yaml
@@ -140,15 +160,12 @@ class Plan:
         print(f"chosen values in {self.out}/tuned.yaml", flush=True)
 
     def _finished(self, cell: Cell) -> bool:
-        from amn_mpi import matrix
-
-        path = self.out / cell.folder / "result.json"
-        if not path.exists():
+        if not self._path(cell).exists():
             return False
-        differs = matrix.difference(cell.config, result_of(path)["config"])
+        differs = self._differs(cell)
         if differs:
             raise UserError(
-                f"{path.parent}: was run with {differs}; delete it to run it again, or give another --out"
+                f"{self.out / cell.folder}: was run with {differs}; delete it to run it again, or give another --out"
             )
         return True
 

@@ -11,29 +11,16 @@ Exit status: 0 done, 1 something the user can mend (one line says what), 2 a wro
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Sequence
 
+from amn_mpi import tool
 from amn_mpi.data.commands import COMMANDS
-from amn_mpi.errors import ConfigError, UserError
-from amn_mpi.progress import reader_may_leave
-
-HELP = (__doc__ or "").strip()
+from amn_mpi.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
     """The exit status; everything is printed."""
-    if {"--help", "-h"} & set(argv):
-        print(HELP)
-        return 0
-    try:
-        with reader_may_leave():
-            _run(argv)
-    except UserError as error:
-        print(f"amn_mpi: {error}", file=sys.stderr)
-        return error.status
-    return 0
+    return tool.carry_out(argv, __doc__ or "", _run)
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -44,5 +31,4 @@ def _run(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(main(sys.argv[1:]))
+    tool.start(main)

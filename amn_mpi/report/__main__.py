@@ -1,39 +1,35 @@
-"""A run as one HTML page and as figures for a paper.
+"""A run, or a comparison of methods, as one HTML page and as figures for a paper.
 
 ``python -m amn_mpi.report RUN [--out DIR] [--local RUN2]``
+``python -m amn_mpi.report COMPARISON [--out DIR]``
 
 RUN is the folder of a run, finished or not. Writes report.html and figures/*.pdf, *.png there, or in DIR.
 RUN2 is a run of the method local on the same clients: each client's accuracy is shown beside its own there.
+COMPARISON is the folder of amn_mpi.compare; runs that are missing in it are named.
 
 Exit status: 0 written, 1 nothing to report or a damaged file, 2 a wrong command line.
 """
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from amn_mpi.errors import ConfigError, UserError
+from amn_mpi import tool
+from amn_mpi.errors import ConfigError
 from amn_mpi.report import write
 
 OPTIONS = ("--out", "--local")
-HELP = (__doc__ or "").strip()
 
 
 def main(argv: Sequence[str]) -> int:
     """The exit status; what is wrong is told in one line."""
-    if {"--help", "-h"} & set(argv):
-        print(HELP)
-        return 0
-    try:
-        folder, options = _parse(argv)
-        print(f"report in {write(folder, options.get('--out'), options.get('--local'))}", flush=True)
-    except UserError as error:
-        print(f"amn_mpi: {error}", file=sys.stderr)
-        return error.status
-    return 0
+    return tool.carry_out(argv, __doc__ or "", _report)
+
+
+def _report(argv: Sequence[str]) -> None:
+    folder, options = _parse(argv)
+    print(f"report in {write(folder, options.get('--out'), options.get('--local'))}", flush=True)
 
 
 def _parse(argv: Sequence[str]) -> tuple[Path, dict[str, Path]]:
@@ -59,5 +55,4 @@ def _parse(argv: Sequence[str]) -> tuple[Path, dict[str, Path]]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(main(sys.argv[1:]))
+    tool.start(main)

@@ -4,45 +4,35 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from amn_mpi import __version__
 from amn_mpi.config import leaves
-from amn_mpi.report import figures, heat, order, svg
+from amn_mpi.report import figures, heat, order, sheet
 from amn_mpi.report.read import Found
-from amn_mpi.report.style import NARROW, WIDE, Width, look
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Draw = Callable[[Width], "Figure | None"]
-FORMATS = {"pdf": {"CreationDate": None}, "png": {}}
+from amn_mpi.report.sheet import Part
 
 
 def write(found: Found, local: np.ndarray | None, out: Path) -> Path:
     """report.html and figures/ in ``out``; returns the page's path. Raises OSError."""
-    (out / "figures").mkdir(parents=True, exist_ok=True)
     arranged = _order(found)
-    parts = []
-    for name, title, text, draw in _figures(found, local, arranged):
-        drawn = [svg for width in (WIDE, NARROW) if (svg := _inline(draw, width, name, title))]
-        if drawn:
-            _save(draw, out / "figures", name)
-            parts.append({"name": name, "title": title, "text": text, "svg": drawn})
-        else:
-            for kind in FORMATS:  # of an earlier report
-                (out / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
-    path = out / "report.html"
-    text = _render(found, parts, _frames(found, arranged))
-    temporary = path.with_name(".report.html")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    parts = sheet.drawn(_figures(found, local, arranged), out / "figures")
+    return sheet.write(
+        out,
+        "run.html",
+        title=f"{_text(found.config, 'method', 'name')} on {_text(found.config, 'data', 'name')}",
+        folder=str(found.folder.resolve()),
+        warnings=[found.unfinished] if found.unfinished else [],
+        facts=_facts(found),
+        scores=_scores(found),
+        parts=parts,
+        frames=_frames(found, arranged),
+        config=leaves(found.config),
+        versions=found.result.get("versions", {}),
+    )
 
 
 def _order(found: Found) -> np.ndarray:
@@ -53,10 +43,8 @@ def _order(found: Found) -> np.ndarray:
     return np.lexsort(groups) if groups else np.arange(len(found.accuracy))
 
 
-def _figures(
-    found: Found, local: np.ndarray | None, arranged: np.ndarray
-) -> Iterator[tuple[str, str, str, Draw]]:
-    """(file name, title, what it shows, how it is drawn), in the order of the page."""
+def _figures(found: Found, local: np.ndarray | None, arranged: np.ndarray) -> Iterator[Part]:
+    """In the order of the page."""
     yield (
         "accuracy",
         "Accuracy over rounds",
@@ -92,20 +80,6 @@ def _figures(
     yield "traffic", "Bytes by collective", "", lambda width: figures.traffic(found, width)
 
 
-def _inline(draw: Draw, width: Width, name: str, title: str) -> str:
-    with look(width):
-        drawn = draw(width)
-        return "" if drawn is None else svg.inline(drawn, f"{name}-{width.name}", title)
-
-
-def _save(draw: Draw, folder: Path, name: str) -> None:
-    with look(WIDE):
-        drawn = draw(WIDE)
-        for kind, metadata in FORMATS.items():
-            if drawn is not None:
-                drawn.savefig(folder / f"{name}.{kind}", dpi=200, facecolor="white", metadata=metadata)
-
-
 def _frames(found: Found, arranged: np.ndarray) -> list[dict[str, Any]]:
     """Of the slider: for each kept round the pictures of its layers as data addresses."""
     return [
@@ -124,30 +98,6 @@ def _png(cells: np.ndarray) -> str:
     file = io.BytesIO()
     image.save(file, "PNG", transparency=bytes(levels.tolist()), optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _render(found: Found, parts: list[dict[str, Any]], frames: list[dict[str, Any]]) -> str:
-    import jinja2
-
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return env.get_template("template.html").render(
-        title=f"{_text(found.config, 'method', 'name')} on {_text(found.config, 'data', 'name')}",
-        folder=str(found.folder.resolve()),
-        unfinished=found.unfinished,
-        facts=_facts(found),
-        scores=_scores(found),
-        parts=parts,
-        frames=frames,
-        config=leaves(found.config),
-        versions=found.result.get("versions", {}),
-        version=__version__,
-    )
 
 
 def _text(tree: dict[str, Any], section: str, name: str) -> str:

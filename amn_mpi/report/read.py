@@ -89,7 +89,7 @@ def _finished(folder: Path) -> Found:
         folder,
         dict(result["config"]),
         result,
-        _rows(folder / "metrics.jsonl"),
+        metrics(folder / "metrics.jsonl"),
         accuracy,
         counts,
         {name: group for name, group in groups.items() if len(np.unique(group)) > 1},
@@ -100,7 +100,7 @@ def _finished(folder: Path) -> Found:
 def _unfinished(folder: Path) -> Found:
     import yaml
 
-    rows = _rows(folder / "metrics.jsonl")
+    rows = metrics(folder / "metrics.jsonl")
     path, config = folder / "config.yaml", {}
     if path.exists():
         try:
@@ -146,7 +146,7 @@ def _clients_of(found: Found) -> dict[str, Any]:
     return {"clients": len(found.accuracy), "seed": found.config.get("seed"), **data}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last one that was cut short does not count."""
     if not path.exists():
         return []

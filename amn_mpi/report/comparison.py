@@ -1,0 +1,172 @@
+"""What the folder of a comparison holds, checked: its finished runs, and which are missing and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amn_mpi import asked, finished
+from amn_mpi.config import leaves
+from amn_mpi.errors import UserError
+from amn_mpi.report import read as of_run
+from amn_mpi.resume import warn
+from amn_mpi.scores import Board, Score
+
+NAMED = 10  # runs in one line
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+        config: {dotted key: value}.
+        sent: bytes by all ranks without those of checkpoints; None if unknown, as for a diverged run.
+        seconds: of training, all ranks together; None if unknown.
+        curve: round -> mean accuracy, percent.
+    """
+
+    score: Score
+    config: dict[str, Any]
+    versions: dict[str, Any]
+    ranks: int
+    sent: float | None = None
+    seconds: float | None = None
+    curve: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """``runs`` and ``missing`` go by the run's folder; ``missing`` says why. ``notes``: sentences."""
+
+    folder: Path
+    board: Board
+    runs: dict[str, Run]
+    missing: dict[str, str]
+    notes: list[str]
+
+    def of(self, scenario: str, label: str) -> list[Run]:
+        return [r for r in self.runs.values() if (r.score.scenario, r.score.label) == (scenario, label)]
+
+
+def is_one(folder: Path) -> bool:
+    """Whether amn_mpi.compare has written there."""
+    return (folder / asked.NAME).exists() or bool(_folders(folder))
+
+
+def read(folder: Path, strange: Collection[str] = ()) -> Comparison:
+    """Read the folder of a comparison; what is missing is told in a warning line.
+
+    Args:
+        strange: runs that were made with keys other than the comparison's, which are left out.
+
+    Raises:
+        UserError: one line.
+    """
+    known = asked.read(folder)
+    runs: dict[str, Run] = {}
+    missing: dict[str, str] = {}
+    for name in _names(folder, known):
+        try:
+            there = _run(folder, name)
+        except UserError as error:
+            missing[name] = f"damaged: {str(error).rpartition(': not the result of a run: ')[2]}"
+            continue
+        if isinstance(there, str) or name in strange:
+            missing[name] = there if isinstance(there, str) else "run with other keys"
+        else:
+            runs[name] = there
+    if not runs:
+        told = _some(missing)
+        raise UserError(f"{folder}: nothing to report: none of its {len(missing)} runs is finished: {told}")
+    notes = _notes(folder, runs, missing)
+    for note in notes:
+        warn(f"{folder}: {note}")
+    board = Board([run.score for run in runs.values()], known.reference if known else "amn")
+    return Comparison(folder, board, runs, missing, notes)
+
+
+def _folders(folder: Path) -> list[str]:
+    """Those of runs, as a comparison lays them out."""
+    names = (path.relative_to(folder).as_posix() for path in folder.glob("*/*/seed*") if path.is_dir())
+    return sorted(name for name in names if asked.RUN.fullmatch(name))
+
+
+def _names(folder: Path, known: asked.Asked | None) -> list[str]:
+    """The runs that ought to be there, and all finished ones that nobody asked for any more."""
+    there = _folders(folder)
+    if known is not None:
+        more = [name for name in there if (folder / name / "result.json").exists()]
+        return list(dict.fromkeys([*known.runs, *more]))
+    parts = [name.split("/") for name in there]
+    scenarios, labels, seeds = (list(dict.fromkeys(part[k] for part in parts)) for k in range(3))
+    return [f"{a}/{b}/{c}" for a in scenarios for c in sorted(seeds, key=_seed) for b in sorted(labels)]
+
+
+def _seed(name: str) -> int:
+    return int(name.removeprefix("seed"))
+
+
+def _run(folder: Path, name: str) -> Run | str:
+    """The run, or why there is none. Raises UserError where its result is damaged."""
+    path = folder / name / "result.json"
+    if not path.exists():
+        rows = _rows(path.parent)
+        if not rows:
+            return "not run"
+        return f"not finished, {rows[-1]['round']} rounds are there"
+    result = finished.result_of(path)
+    score = finished.score_in(result, path)
+    label = score.label if score.trial < 0 else f"{score.label}-{score.trial:02d}"
+    if f"{score.scenario}/{label}/seed{score.seed}" != name:
+        return f"damaged: holds {score.scenario}/{label}/seed{score.seed}"
+    score = Score(**{**vars(score), "label": label})
+    config, versions = leaves(result["config"]), result.get("versions", {})
+    if math.isnan(score.figures["mean_last5"]):
+        return Run(score, config, versions, 0)
+    try:
+        sent = {str(kind): float(size) for kind, size in result["bytes_sent"].items()}
+        ranks, seconds = int(result["ranks"]), float(result["seconds"]["mean"]["train"])
+        dict(versions)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return f"damaged: {type(error).__name__} {error}"
+    curve = {int(r["round"]): float(r["mean_accuracy"]) for r in _rows(path.parent) if "mean_accuracy" in r}
+    whole = sum(size for kind, size in sent.items() if kind != "checkpoint")
+    return Run(score, config, versions, ranks, whole, seconds * ranks, curve)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """Of metrics.jsonl; none where it is damaged, with a warning."""
+    try:
+        return of_run.metrics(folder / "metrics.jsonl")
+    except UserError as error:
+        warn(str(error))
+        return []
+
+
+def _notes(folder: Path, runs: dict[str, Run], missing: dict[str, str]) -> list[str]:
+    """What is to be known before the figures are read."""
+    notes = []
+    if missing:
+        count = f"{len(missing)} of {len(runs) + len(missing)} runs are missing"
+        notes.append(f"{count}: {_some(missing)}; the report holds what is there")
+    try:
+        finished.same_data(
+            [run.score for run in runs.values()], [folder / name / "result.json" for name in runs]
+        )
+    except UserError as error:
+        notes.append(str(error))
+    ranks = sorted({run.ranks for run in runs.values() if run.ranks})
+    if len(ranks) > 1:
+        listed = ", ".join(map(str, ranks))
+        notes.append(f"runs were made on {listed} ranks: their bytes and seconds are not comparable")
+    return notes
+
+
+def _some(missing: dict[str, str]) -> str:
+    told = [f"{name} ({why})" for name, why in list(missing.items())[:NAMED]]
+    more = f", and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return ", ".join(told) + more
