@@ -115,6 +115,7 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
 
         with reader_may_leave():
             plan.report()
+        with reader_may_leave():
             plan.picture()
 
 

@@ -13,7 +13,7 @@ from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
-from amn_mpi.errors import Diverged, Interrupted, Stopped, UserError
+from amn_mpi.errors import Diverged, UserError
 from amn_mpi.left import together
 from amn_mpi.session import Session
 

@@ -165,7 +165,8 @@ class Plan:
         differs = self._differs(cell)
         if differs:
             raise UserError(
-                f"{self.out / cell.folder}: was run with {differs}; delete it to run it again, or give another --out"
+                f"{self.out / cell.folder}: was run with {differs}; delete it to run it again, or give "
+                "another --out"
             )
         return True
 

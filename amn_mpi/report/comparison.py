@@ -124,13 +124,12 @@ def _run(folder: Path, name: str) -> Run | str:
     if f"{score.scenario}/{label}/seed{score.seed}" != name:
         return f"damaged: holds {score.scenario}/{label}/seed{score.seed}"
     score = Score(**{**vars(score), "label": label})
-    config, versions = leaves(result["config"]), result.get("versions", {})
-    if math.isnan(score.figures["mean_last5"]):
-        return Run(score, config, versions, 0)
     try:
+        config, versions = leaves(result["config"]), dict(result.get("versions", {}))
+        if math.isnan(score.figures["mean_last5"]):
+            return Run(score, config, versions, 0)
         sent = {str(kind): float(size) for kind, size in result["bytes_sent"].items()}
         ranks, seconds = int(result["ranks"]), float(result["seconds"]["mean"]["train"])
-        dict(versions)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return f"damaged: {type(error).__name__} {error}"
     curve = {int(r["round"]): float(r["mean_accuracy"]) for r in _rows(path.parent) if "mean_accuracy" in r}

@@ -40,7 +40,7 @@ def critical_difference(ranking: Ranking, width: Width) -> Figure | None:
     for group, level in zip(ranking.alike(), levels):
         y = axis + 0.12 + BAR * level
         ends = places[group[0]] - 0.04, places[group[-1]] + 0.04
-        ax.plot(ends, (y, y), color=series(1), lw=2.5, solid_capstyle="butt", gid=None)
+        ax.plot(ends, (y, y), color=series(1), lw=2.5, solid_capstyle="butt")
     for side, listed in ((-1, left), (1, right)):
         for k, name in enumerate(listed):
             y = axis + below + LINE * (k + 0.5)
@@ -50,7 +50,8 @@ def critical_difference(ranking: Ranking, width: Width) -> Figure | None:
 
 def stacked(ranking: Ranking) -> list[int]:
     """For each group that a bar joins the level of its bar: those of one level do not touch."""
-    names, ends, found = list(ranking.ranks), [], []
+    names, found = list(ranking.ranks), []
+    ends: list[int] = []  # of the last bar of each level
     for group in ranking.alike():
         first, last = names.index(group[0]), names.index(group[-1])
         level = next((k for k, end in enumerate(ends) if end < first), len(ends))

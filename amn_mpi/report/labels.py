@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TURNS = (0, 180, 90, 270, 45, 135, 225, 315, 22, 158, 202, 338, 68, 112, 248, 292)  # degrees, best first
-NEAR = 9.0  # points from the mark to its name's nearest end; beyond that a line leads there
+NEAR = 7.0  # points from the mark to its name's nearest end; beyond that a line leads there
 Box = tuple[float, float, float, float]  # left, low, right, high; points of the page
 
 
@@ -27,21 +28,43 @@ class Mark:
     colour: str
 
 
-def name_all(figure: Figure, marks: list[tuple[Axes, list[Mark]]]) -> None:
-    """Write the names; those first in each list have the first choice. Call it last: it fixes the layout."""
+@dataclass(frozen=True)
+class Panel:
+    """``marks``: the first ones choose first. ``path``: corners of a line that names keep off."""
+
+    ax: Axes
+    marks: list[Mark]
+    path: list[tuple[float, float]]
+
+
+def name_all(figure: Figure, panels: list[Panel]) -> None:
+    """Write the names. Call it last: it fixes the layout."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     scale = 72.0 / figure.dpi
-    for ax, listed in marks:
-        at = [tuple(scale * v for v in ax.transData.transform((m.x, m.y))) for m in listed]
-        frame = ax.get_window_extent()
+    for panel in panels:
+        frame = panel.ax.get_window_extent()
         room: Box = (frame.x0 * scale, frame.y0 * scale, frame.x1 * scale, frame.y1 * scale)
-        taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
-        for mark, (x, y) in zip(listed, at):
-            width, height = _size(ax, mark.name, scale)
-            dx, dy, box = _free(x, y, width, height, room, taken)
+        at = _placed(panel.ax, [(mark.x, mark.y) for mark in panel.marks], scale)
+        path = _placed(panel.ax, panel.path, scale)
+        taken = [_around([point], 3) for point in at] + [_around(pair, 1) for pair in zip(path, path[1:])]
+        for mark, (x, y) in zip(panel.marks, at):
+            size = _size(panel.ax, mark.name, scale)
+            dx, dy, box = _free(x, y, *size, room, taken)
             taken.append(box)
-            _write(ax, mark, dx, dy)
+            _write(panel.ax, mark, dx, dy, *size)
+
+
+def _placed(ax: Axes, points: list[tuple[float, float]], scale: float) -> list[tuple[float, float]]:
+    """From the axes' units to points of the page."""
+    if not points:
+        return []
+    return [(scale * x, scale * y) for x, y in ax.transData.transform(points)]
+
+
+def _around(points: Sequence[tuple[float, float]], pad: float) -> Box:
+    across, up = zip(*points)
+    return min(across) - pad, min(up) - pad, max(across) + pad, max(up) + pad
 
 
 def _size(ax: Axes, name: str, scale: float) -> tuple[float, float]:
@@ -77,10 +100,9 @@ def _overlap(one: Box, other: Box) -> float:
     return wide * high if wide > 0 and high > 0 else 0.0
 
 
-def _write(ax: Axes, mark: Mark, dx: float, dy: float) -> None:
-    width, height = _size(ax, mark.name, 72.0 / ax.figure.dpi)  # type: ignore[union-attr]
+def _write(ax: Axes, mark: Mark, dx: float, dy: float, width: float, height: float) -> None:
     gap = math.hypot(max(0.0, abs(dx) - width / 2), max(0.0, abs(dy) - height / 2))
-    line = {"arrowstyle": "-", "color": INK["line"], "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
+    line = {"arrowstyle": "-", "color": INK["dim"], "lw": 0.5, "shrinkA": 0, "shrinkB": 3}
     ax.annotate(
         mark.name,
         (mark.x, mark.y),

@@ -12,6 +12,7 @@ from amn_mpi.report.comparison import Comparison
 from amn_mpi.report.sheet import Part
 from amn_mpi.report.significance import Ranking
 from amn_mpi.scores import FIGURES
+from amn_mpi.tables import Table
 
 FIGURE = FIGURES[0]  # what the figures and the ranks go by
 
@@ -19,19 +20,17 @@ FIGURE = FIGURES[0]  # what the figures and the ranks go by
 def write(found: Comparison, out: Path) -> Path:
     """report.html and figures/ in ``out``; returns the page's path. Raises OSError."""
     ranking = significance.of_board(found.board, FIGURE)
-    first, *others = tables.tables(found.board)
     split = settings.split([(run.score, run.config) for run in found.runs.values()])
     return sheet.write(
         out,
         "comparison.html",
         title=f"Comparison {found.folder.resolve().name}",
         folder=str(found.folder.resolve()),
-        warnings=[note[:1].upper() + note[1:] + "." for note in found.notes],
+        warnings=[f"{_sentence(note)}." for note in found.notes],
         facts=_facts(found, ranking),
         parts=sheet.drawn(_figures(found, ranking), out / "figures", always=True),
         frames=[],
-        first=first,
-        others=others,
+        tables=[_table(table) for table in tables.tables(found.board)],
         there=_there(found) if found.missing else [],
         scenarios=split.scenarios,
         methods=[(label, found.board.method[label], told) for label, told in split.labels.items()],
@@ -63,7 +62,8 @@ def _figures(found: Comparison, ranking: Ranking) -> Iterator[Part]:
     yield (
         "curves",
         "Accuracy over rounds",
-        "Mean over the clients and the seeds, for the rounds that all of a method's seeds have.",
+        "Mean over the clients and the seeds. Where few methods end far below the others, an axis begins "
+        "above them.",
         lambda width: panels.curves(found, width),
     )
 
@@ -103,9 +103,19 @@ def _of_costs(found: Comparison, cost: str, first: str) -> str:
     low = any(p.accuracy < panels.floor([p.accuracy for p in listed]) for listed in shown for p in listed)
     more += " A triangle stands for an accuracy far below the others, which is given beside it." * low
     return (
-        f"{first} Means over the seeds. Filled and joined by a dotted line: the Pareto front, which no other "
-        f"method beats in both.{more}"
+        f"{first} Means over the seeds. Filled and joined by a dotted line: the Pareto front; no method is "
+        f"both cheaper and better than one of these.{more}"
     )
+
+
+def _table(table: Table) -> dict[str, Any]:
+    """Its heading is the title's first half."""
+    head, _, rest = table.title.partition(": ")
+    return {"title": _sentence(head), "text": _sentence(rest), "table": table}
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _facts(found: Comparison, ranking: Ranking) -> list[tuple[str, str]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amn_mpi.report import labels
 from amn_mpi.report.comparison import Comparison
+from amn_mpi.report.figures import amount
 from amn_mpi.report.style import INK, Width, figure, series, short
 
 if TYPE_CHECKING:
@@ -70,22 +71,22 @@ def against(found: Comparison, cost: str, width: Width) -> Figure | None:
         return None
     most = max(map(len, shown.values()))
     fig, axes = _panels(list(shown), width, max(2.2, 0.16 * most))
-    marks = []
+    named = []
     for k, (ax, listed) in enumerate(zip(axes, shown.values())):
-        marks.append((ax, _scatter(ax, listed, found)))
+        named.append(_scatter(ax, listed, found))
+        _costs(ax, [p.cost for p in listed], cost)
         _label(ax, k, len(axes), width, COSTS[cost])
-    labels.name_all(fig, marks)
+    labels.name_all(fig, named)
     return fig
 
 
-def _scatter(ax: Axes, listed: list[Point], found: Comparison) -> list[labels.Mark]:
-    """The points; returns their names, those of the front first."""
+def _scatter(ax: Axes, listed: list[Point], found: Comparison) -> labels.Panel:
+    """The points; their names are still to be written."""
     low, best = floor([p.accuracy for p in listed]), front(listed)
-    costs = [p.cost for p in listed]
-    if min(costs) > 0 and max(costs) > 10 * min(costs):
-        ax.set_xscale("log")
-    edge = [p for p in best if p.accuracy >= low]
-    ax.step([p.cost for p in edge], [p.accuracy for p in edge], where="post", color=INK["dim"], lw=1, ls=":")
+    edge = [(p.cost, p.accuracy) for p in best if p.accuracy >= low]
+    stairs = [step for (_, y), (x, high) in zip(edge, edge[1:]) for step in ((x, y), (x, high))]
+    path = [*edge[:1], *stairs]
+    ax.plot([x for x, _ in path], [y for _, y in path], color=INK["dim"], lw=1, ls=":")
     marks = []
     for point in [*best, *(p for p in listed if p not in best)]:
         colour, under = series(found.board.labels.index(point.label)), point.accuracy < low
@@ -94,27 +95,44 @@ def _scatter(ax: Axes, listed: list[Point], found: Comparison) -> list[labels.Ma
         ax.plot(point.cost, y, "v" if under else "o", ms=5, mfc=face, mec=colour, mew=1.2, zorder=3)
         marks.append(labels.Mark(point.cost, y, f"{name} {point.accuracy:.1f}" if under else name, colour))
     ax.margins(0.14, 0.12)
-    return marks
+    return labels.Panel(ax, marks, path)
+
+
+def _costs(ax: Axes, spent: list[float], cost: str) -> None:
+    """The axis of the costs: by powers where they lie far apart."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    if min(spent) > 0 and max(spent) > 5 * min(spent):
+        ax.set_xscale("log")
+        wide = max(spent) > 100 * min(spent)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    told = amount if cost == "sent" else "{:g}".format
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
 
 
 def curves(found: Comparison, width: Width) -> Figure | None:
     """Mean accuracy over rounds, a line a method."""
-    shown = {
-        s: {n: c for n in found.board.labels if (c := curve(found, s, n))} for s in found.board.scenarios
-    }
-    shown = {scenario: lines for scenario, lines in shown.items() if lines}
+    board = found.board
+    every = {s: {name: curve(found, s, name) for name in board.labels} for s in board.scenarios}
+    lines = {s: {name: line for name, line in each.items() if line} for s, each in every.items()}
+    shown = {s: each for s, each in lines.items() if each}
     if not shown:
         return None
-    names = [name for name in found.board.labels if any(name in lines for lines in shown.values())]
+    names = [name for name in board.labels if any(name in each for each in shown.values())]
     across = min(len(names), 6 if width.ticks > 20 else 2)
     fig, axes = _panels(list(shown), width, 2.0, 0.17 * -(-len(names) // across))
     handles = {}
-    for k, (ax, lines) in enumerate(zip(axes, shown.values())):
-        for name, values in lines.items():
-            n = found.board.labels.index(name)
-            style = {"color": series(n), "ls": DASHES[n // 8 % 4], "lw": 1.2}
-            dot = "o" if len(values) == 1 else ""
+    for k, (ax, each) in enumerate(zip(axes, shown.values())):
+        for name, values in each.items():
+            n, dot = board.labels.index(name), "o" if len(values) == 1 else ""
+            style: dict[str, Any] = {"color": series(n), "ls": DASHES[n // 8 % 4], "lw": 1.2}
             (handles[name],) = ax.plot(list(values), list(values.values()), marker=dot, **style)
+        last = [list(values.values())[-1] for values in each.values()]
+        if (low := floor(last)) > min(last):
+            ax.set_ylim(bottom=max(0.0, 2 * low - max(last)))
         _label(ax, k, len(axes), width, "round")
     fig.legend([handles[n] for n in names], [short(n) for n in names], loc="outside upper left", ncols=across)
     return fig

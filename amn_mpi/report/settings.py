@@ -40,9 +40,7 @@ def split(runs: Iterable[tuple[Score, Flat]]) -> Split:
             _add(labels, by_label, key)
         else:
             common[key] = " or ".join(values)
-    return Split(
-        common, {k: ", ".join(v) for k, v in scenarios.items()}, {k: ", ".join(v) for k, v in labels.items()}
-    )
+    return Split(common, _joined(scenarios), _joined(labels))
 
 
 def _by(pairs: Iterable[tuple[str, Any]]) -> dict[str, list[str]]:
@@ -56,3 +54,7 @@ def _by(pairs: Iterable[tuple[str, Any]]) -> dict[str, list[str]]:
 def _add(told: dict[str, list[str]], values: dict[str, list[str]], key: str) -> None:
     for name, (value,) in values.items():
         told[name].append(f"{key} = {value}")
+
+
+def _joined(told: dict[str, list[str]]) -> dict[str, str]:
+    return {name: ", ".join(texts) for name, texts in told.items()}

@@ -28,12 +28,10 @@ def drawn(figures: Iterable[Part], out: Path, always: bool = False) -> list[dict
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for name, title, text, draw in figures:
-        there = [svg for width in (WIDE, NARROW) if (svg := _inline(draw, width, name, title))]
+        there = [found for width in (WIDE, NARROW) if (found := _draw(draw, width, name, title, out))]
         if there or always:
             parts.append({"name": name, "title": title, "text": text, "svg": there})
-        if there:
-            _save(draw, out, name)
-        else:
+        if not there:
             for kind in FORMATS:  # of an earlier report
                 (out / f"{name}.{kind}").unlink(missing_ok=True)
     return parts
@@ -57,15 +55,13 @@ def write(out: Path, template: str, **values: Any) -> Path:
     return path
 
 
-def _inline(draw: Draw, width: Width, name: str, title: str) -> str:
+def _draw(draw: Draw, width: Width, name: str, title: str, out: Path) -> str:
+    """The figure as SVG, "" if there is none; the wide one is what a paper gets."""
     with look(width):
         figure = draw(width)
-        return "" if figure is None else svg.inline(figure, f"{name}-{width.name}", title)
-
-
-def _save(draw: Draw, folder: Path, name: str) -> None:
-    with look(WIDE):
-        figure = draw(WIDE)
-        for kind, metadata in FORMATS.items():
-            if figure is not None:
-                figure.savefig(folder / f"{name}.{kind}", dpi=200, facecolor="white", metadata=metadata)
+        if figure is None:
+            return ""
+        text = svg.inline(figure, f"{name}-{width.name}", title)
+        for kind, metadata in FORMATS.items() if width is WIDE else ():
+            figure.savefig(out / f"{name}.{kind}", dpi=200, facecolor="white", metadata=metadata)
+        return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from amn_mpi import scores
 from amn_mpi.scores import Board
@@ -95,6 +96,7 @@ def of_board(board: Board, figure: str) -> Ranking:
     return rank(blocks)
 
 
+@cache
 def nemenyi(methods: int) -> float:
     """The studentized range's quantile at 5 % for so many methods, over the root of 2."""
     low, high = 0.0, 20.0
