@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -84,8 +85,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert shown.returncode == 0, shown.stderr
     forecasts = sum("--dry_run" in one.words for one in together)
     assert forecasts and shown.stdout.count("what each rank needs") == forecasts
-    for name, copy in (("RUN", "A"), ("OTHER", "B")):
+    for name, copy in (("RUN", "A"), ("OTHER", "B"), ("RUN", "quick/iid/amn/seed0")):
         shutil.copytree(folder / "runs" / name, folder / "runs" / copy)
+    cell = folder / "runs" / "quick/iid/amn/seed0"
+    found = {**result(cell), "cell": {"scenario": "iid", "label": "amn", "seed": 0, "trial": -1}}
+    (cell / "result.json").write_text(json.dumps(found))
     return folder
 
 

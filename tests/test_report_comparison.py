@@ -228,10 +228,11 @@ def test_missing_runs_are_named_and_the_others_reported(
     out, err = capsys.readouterr()
     line = (
         f"{copy}: 5 of 16 runs are missing: iid/amn/seed0 (not finished, 3 rounds are there), "
-        "iid/local/seed1 (not run), skew/amn/seed0 (damaged: JSONDecodeError "
+        "iid/local/seed1 (not run), skew/amn/seed0 (damaged: result.json: not the result of a run: "
+        "JSONDecodeError "
     )
     assert err.startswith(f"amn_mpi: warning: {line}") and err.count("\n") == 1
-    assert "skew/local/seed0 (damaged: AttributeError " in err
+    assert "skew/local/seed0 (damaged: result.json: not the result of a run: AttributeError " in err
     assert "skew/fedavg_ft/seed0 (damaged: holds skew/fedavg_ft/seed1); the report holds what is there" in err
     page = Page((copy / "report.html").read_text())
     text = "".join(page.text)
@@ -242,6 +243,18 @@ def test_missing_runs_are_named_and_the_others_reported(
     assert not (copy / "figures" / "critical_difference.pdf").exists(), "of the earlier report"
     assert f"{result(copy / 'skew/amn/seed1')['mean_last5']:.1f}" in text
     shutil.rmtree(copy / "figures")
+
+
+def test_a_run_without_its_rounds_has_no_curve(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / CELLS[1] / "metrics.jsonl").write_text("no\nline")
+    (copy / CELLS[8] / "metrics.jsonl").write_text("no\nline")
+    (copy / CELLS[8] / "result.json").unlink()
+    found = comparison.read(copy)
+    err = capsys.readouterr().err
+    assert f"no curve, as metrics.jsonl is missing or damaged: {CELLS[1]}\n" in err
+    assert found.missing == {CELLS[8]: "damaged: metrics.jsonl: line 1 is not that of a round"}
+    whole = result(copy / CELLS[5])["mean_accuracy"]
+    assert panels.curve(found, "iid", "local")[3] == whole, "of the other seed"
 
 
 def test_a_comparison_without_a_finished_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,8 @@ def test_ties_diverged_runs_and_missing_ones() -> None:
     assert (found.blocks, found.unused, found.left_out) == (4, 1, {"late": 1})
     assert found.ranks == {"a": 1.0, "b": 2.5, "c": 2.5, "d": 4.0}
     assert "Left out" in overview.told(found) and "late (1 blocks)" in overview.told(found)
+    nowhere = rank({("s", 0): {"a": 1.0, "b": 2.0}, ("s", 1): {"b": 1.0, "c": 2.0}})
+    assert not nowhere.testable and "here are 3 methods and 0 blocks" in overview.told(nowhere)
     assert not rank({}).testable and not rank({("s", 0): full}).testable
     assert not rank({("s", k): {"a": 1.0, "b": 2.0} for k in range(9)}).testable
 

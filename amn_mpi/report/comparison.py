@@ -73,14 +73,14 @@ def read(folder: Path, strange: Collection[str] = ()) -> Comparison:
         try:
             there = _run(folder, name)
         except UserError as error:
-            missing[name] = f"damaged: {str(error).rpartition(': not the result of a run: ')[2]}"
+            missing[name] = "damaged: " + str(error).replace(f"{folder / name}/", "", 1)
             continue
         if isinstance(there, str) or name in strange:
             missing[name] = there if isinstance(there, str) else "run with other keys"
         else:
             runs[name] = there
     if not runs:
-        told = _some(missing)
+        told = _some([f"{name} ({why})" for name, why in missing.items()])
         raise UserError(f"{folder}: nothing to report: none of its {len(missing)} runs is finished: {told}")
     notes = _notes(folder, runs, missing)
     for note in notes:
@@ -114,7 +114,7 @@ def _run(folder: Path, name: str) -> Run | str:
     """The run, or why there is none. Raises UserError where its result is damaged."""
     path = folder / name / "result.json"
     if not path.exists():
-        rows = _rows(path.parent)
+        rows = of_run.metrics(path.with_name("metrics.jsonl"))
         if not rows:
             return "not run"
         return f"not finished, {rows[-1]['round']} rounds are there"
@@ -132,18 +132,17 @@ def _run(folder: Path, name: str) -> Run | str:
         ranks, seconds = int(result["ranks"]), float(result["seconds"]["mean"]["train"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return f"damaged: {type(error).__name__} {error}"
-    curve = {int(r["round"]): float(r["mean_accuracy"]) for r in _rows(path.parent) if "mean_accuracy" in r}
     whole = sum(size for kind, size in sent.items() if kind != "checkpoint")
-    return Run(score, config, versions, ranks, whole, seconds * ranks, curve)
+    return Run(score, config, versions, ranks, whole, seconds * ranks, _curve(path.parent))
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """Of metrics.jsonl; none where it is damaged, with a warning."""
+def _curve(folder: Path) -> dict[int, float]:
+    """None where metrics.jsonl is damaged."""
     try:
-        return of_run.metrics(folder / "metrics.jsonl")
-    except UserError as error:
-        warn(str(error))
-        return []
+        rows = of_run.metrics(folder / "metrics.jsonl")
+    except UserError:
+        return {}
+    return {int(row["round"]): float(row["mean_accuracy"]) for row in rows if "mean_accuracy" in row}
 
 
 def _notes(folder: Path, runs: dict[str, Run], missing: dict[str, str]) -> list[str]:
@@ -151,7 +150,11 @@ def _notes(folder: Path, runs: dict[str, Run], missing: dict[str, str]) -> list[
     notes = []
     if missing:
         count = f"{len(missing)} of {len(runs) + len(missing)} runs are missing"
-        notes.append(f"{count}: {_some(missing)}; the report holds what is there")
+        told = [f"{name} ({why})" for name, why in missing.items()]
+        notes.append(f"{count}: {_some(told)}; the report holds what is there")
+    bare = [name for name, run in runs.items() if run.ranks and not run.curve]
+    if bare:
+        notes.append(f"no curve, as metrics.jsonl is missing or damaged: {_some(bare)}")
     try:
         finished.same_data(
             [run.score for run in runs.values()], [folder / name / "result.json" for name in runs]
@@ -165,7 +168,6 @@ def _notes(folder: Path, runs: dict[str, Run], missing: dict[str, str]) -> list[
     return notes
 
 
-def _some(missing: dict[str, str]) -> str:
-    told = [f"{name} ({why})" for name, why in list(missing.items())[:NAMED]]
-    more = f", and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    return ", ".join(told) + more
+def _some(things: list[str]) -> str:
+    more = f", and {len(things) - NAMED} more" if len(things) > NAMED else ""
+    return ", ".join(things[:NAMED]) + more

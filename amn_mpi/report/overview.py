@@ -128,7 +128,7 @@ def _facts(found: Comparison, ranking: Ranking) -> list[tuple[str, str]]:
     for name, key in (("clients", "data.clients"), ("rounds", "rounds")):
         facts.append((name, _listed(run.config[key] for run in runs.values() if key in run.config)))
     facts.append(("ranks", _listed(run.ranks for run in runs.values() if run.ranks)))
-    if ranking.ranks:
+    if ranking.blocks:
         best, place = next(iter(ranking.ranks.items()))
         facts.append(("best mean rank", f"{best}, {place:.2f}"))
     return [*facts, ("reference", board.reference)]

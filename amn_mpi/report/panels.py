@@ -140,7 +140,7 @@ def curves(found: Comparison, width: Width) -> Figure | None:
 
 def curve(found: Comparison, scenario: str, label: str) -> dict[int, float]:
     """Round -> mean over the seeds, for the rounds that all of them have evaluated."""
-    seeds = [run.curve for run in found.of(scenario, label)]
+    seeds = [run.curve for run in found.of(scenario, label) if run.curve]
     common = set.intersection(*map(set, seeds)) if seeds else set()
     return {round: statistics.fmean(seed[round] for seed in seeds) for round in sorted(common)}
 

@@ -19,7 +19,7 @@ class Ranking:
     """Mean ranks of k methods over N blocks.
 
     Attributes:
-        ranks: by name, the best first; 1 is best.
+        ranks: by name, the best first; 1 is best; NaN without blocks.
         left_out: of the methods that have run in fewer than half of all blocks, in how many.
         unused: blocks in which one of the ranked methods has not run.
     """
@@ -80,7 +80,7 @@ def rank(blocks: Mapping[Block, Mapping[str, float]]) -> Ranking:
     for values in whole:
         for name, place in scores.ranks({name: values[name] for name in names}).items():
             total[name] += place
-    means = {name: total[name] / len(whole) for name in names} if whole else {}
+    means = {name: total[name] / len(whole) if whole else math.nan for name in names}
     left_out = {name: count for name, count in runs.items() if name not in names}
     best_first = dict(sorted(means.items(), key=lambda item: item[1]))
     return Ranking(best_first, len(whole), left_out, len(blocks) - len(whole))
