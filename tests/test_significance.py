@@ -79,3 +79,17 @@ def test_bars_join_those_that_do_not_differ() -> None:
             bars = [line for line in drawn.axes[0].lines if line.get_linewidth() == 2.5]
             assert len(bars) == 3
             assert diagram.critical_difference(Ranking({"a": 1.0, "b": 2.0}, 20, {}), width) is None
+
+
+def test_long_names_stand_beside_the_lines() -> None:
+    """Best and worst are at the ends of the axis, where there is least room."""
+    places = {f"{name}_a_very_long_name": float(k) for k, name in enumerate("abcdefgh", 1)}
+    for width in (style.WIDE, style.NARROW):
+        with style.look(width):
+            drawn = diagram.critical_difference(Ranking(places, 9, {}), width)
+            assert drawn is not None
+            (ax,) = drawn.axes
+            names = [text.get_window_extent() for text in ax.texts if "_" in text.get_text()]
+            assert len(names) == 8 and all(drawn.bbox.contains(b.x0, b.y0) for b in names)
+            paths = [ax.transData.transform_path(line.get_path()) for line in ax.lines]
+            assert not any(path.intersects_bbox(box, filled=False) for path in paths for box in names)

@@ -40,7 +40,7 @@ def accuracy(found: Found, width: Width) -> Figure | None:
         worst = [row["worst10"] for row in rows]
         ax.plot(rounds, worst, dot, ls="--", color=series(1), label="worst tenth")
     _axes(ax, "round", "test accuracy, %")
-    _whole(ax)
+    whole(ax)
     _legend(fig, ax, width, 4)
     return fig
 
@@ -101,7 +101,7 @@ def gate(found: Found, width: Width) -> Figure | None:
         style = ("-", "--", ":", "-.")[k // 8 % 4] if len(names) > 8 else ("-", "--", "-.", ":")[k % 4]
         ax.plot(rounds, values[:, k], ls=style, color=series(k), label=short(name))
     _axes(ax, "round", "gate")
-    _whole(ax)
+    whole(ax)
     _legend(fig, ax, width, 6)
     return fig
 
@@ -165,7 +165,8 @@ def _axes(ax: Axes, x: str, y: str) -> None:
     ax.tick_params(length=0)
 
 
-def _whole(ax: Axes) -> None:
+def whole(ax: Axes) -> None:
+    """Rounds are whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))

@@ -131,6 +131,8 @@ def _facts(found: Comparison, ranking: Ranking) -> list[tuple[str, str]]:
     if ranking.blocks:
         best, place = next(iter(ranking.ranks.items()))
         facts.append(("best mean rank", f"{best}, {place:.2f}"))
+    judged = {bool(run.config.get("data.validation")) for run in runs.values()}
+    facts += [("judged on", "validation data")] if judged == {True} else []
     return [*facts, ("reference", board.reference)]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from amn_mpi.report import labels
 from amn_mpi.report.comparison import Comparison
-from amn_mpi.report.figures import amount
+from amn_mpi.report.figures import amount, whole
 from amn_mpi.report.style import INK, Width, figure, series, short
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def curves(found: Comparison, width: Width) -> Figure | None:
         last = [list(values.values())[-1] for values in each.values()]
         if (low := floor(last)) > min(last):
             ax.set_ylim(bottom=max(0.0, 2 * low - max(last)))
+        whole(ax)
         _label(ax, k, len(axes), width, "round")
     fig.legend([handles[n] for n in names], [short(n) for n in names], loc="outside upper left", ncols=across)
     return fig
