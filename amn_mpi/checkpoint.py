@@ -284,7 +284,7 @@ class Reader:
     def __enter__(self) -> Reader:
         import h5py
 
-        self._file = h5py.File(self.path, "r")
+        self._file = h5py.File(self.path, "r", locking=False)  # it never changes, and may be another's
         return self
 
     def __exit__(self, *error: object) -> None:

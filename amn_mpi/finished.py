@@ -14,10 +14,13 @@ from amn_mpi.errors import ConfigError, UserError
 if TYPE_CHECKING:
     from amn_mpi.scores import Score
 
+SERVED = "served_from"  # in a result of ``amn_mpi.join``, which is none of a run
+
 
 def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
     """Tables of all finished runs in and below some folders."""
     paths = sorted({path for name in folders for path in Path(name).rglob("result.json")})
+    paths = [path for path in paths if SERVED not in result_of(path)]
     if not paths:
         raise UserError(f"{', '.join(folders)}: no finished run (result.json) in or below it")
     scores = [score_of(path) for path in paths]

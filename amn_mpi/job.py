@@ -26,7 +26,7 @@ def run_all(
 ) -> dict[str, Any]:
     """The configured run, its baselines on the same clients, and the result of it all, which it returns."""
     with clock("prepare"):
-        ready = _ready(config, comm, fed)
+        ready = made_ready(config, comm, fed)
     clock.over("session")
     comm.busy = True
     found = run_one(ready, config, folder, clock, models=True)
@@ -68,7 +68,7 @@ def run_one(
     if models:
         rows = session.final_models(run)
         if folder is not None:
-            about = _about(config, ready.fed)
+            about = about_models(config, ready.fed)
             digest = folder.write_models(ready.layout, ready.fed.clients, rows, about, config.rounds)
         else:
             deque(rows, maxlen=0)  # the other ranks only send
@@ -86,7 +86,7 @@ def cell(config: Config, comm: Communicator, fed: Federation, folder: RunFolder 
     """One run of a comparison; a diverged one has a result that says so. Empty on other ranks."""
     clock = Clock(comm, time.monotonic())
     with clock("prepare"):
-        ready = _ready(config, comm, fed)
+        ready = made_ready(config, comm, fed)
     try:
         return run_one(ready, config, folder, clock, models=False)
     except Diverged as reason:
@@ -120,7 +120,7 @@ def _cost(
     }
 
 
-def _ready(config: Config, comm: Communicator, fed: Federation) -> Session:
+def made_ready(config: Config, comm: Communicator, fed: Federation) -> Session:
     """The session; trouble on any rank (a cache it cannot see) is told once."""
     try:
         ready, trouble = Session(config, comm, fed), None
@@ -159,7 +159,7 @@ def _baselines(ready: Session, config: Config, folder: RunFolder | None) -> dict
     return found
 
 
-def _about(config: Config, fed: Federation) -> dict[str, Any]:
+def about_models(config: Config, fed: Federation) -> dict[str, Any]:
     """Attributes of models.h5: all that is needed to rebuild and use a model."""
     return {
         "class_names": json.dumps(list(fed.class_names)),

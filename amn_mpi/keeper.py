@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from amn_mpi.resume import warn
 if TYPE_CHECKING:
     from amn_mpi.comm import Communicator
     from amn_mpi.config import Checkpoint
-    from amn_mpi.methods.base import State
+    from amn_mpi.methods.base import Method, State
     from amn_mpi.rounds import Run
 
 
@@ -157,17 +157,10 @@ class Keeper:
         if path is None:
             self._comm.share(None)
             return None
-        from torch import as_tensor
-
         with Reader(path) as reader:
             about = reader.text("about")
             self._compare(run, reader, about, path)
-            for name, value in reader.server().items():
-                run.server[name].numpy()[...] = value
-            for name in set(run.method.mirrors) & set(run.server):
-                for client in range(run.clients):
-                    own = as_tensor(reader.row(run.method.mirrors[name], client))
-                    run.method.mirror(run.server, name, client, own)
+            fill(run.method, run.server, reader, set(run.method.mirrors) & set(run.server))
             self._take(run, self._comm.share({k: about[k] for k in ("round", "numbers", "open")}), reader)
             if self._folder is not None and path.resolve().parent == self._folder.resolve():
                 self._saved = self._point(run)
@@ -207,19 +200,9 @@ class Keeper:
             if then != now:
                 shown = f" ({then}, now {now})" if isinstance(now, (str, int)) else ""
                 raise UserError(f"{path}: was made with {words}{shown}; it cannot be continued here")
-        server = {name: (tuple(v.shape), v.numpy().dtype) for name, v in _kept(run).items()}
-        for kind, mine in (("client", client_shapes(run)), ("server", server)):
-            differing = sorted({name for name, _ in reader.shapes(kind).items() ^ mine.items()})
-            if differing:
-                method = about["config"]["method"]["name"]
-                raise UserError(
-                    f"{path}: holds other {kind} state than method.name = {method} keeps "
-                    f"({', '.join(differing)}); it cannot be continued with this version"
-                )
-        for name, then in about["versions"].items():
-            now = self.about["versions"].get(name)
-            if then != now:
-                warn(f"{path} was made with {name} {then}, now {now}: bits may differ")
+        compare_state(reader, run.method, "client", client_shapes(run))
+        compare_state(reader, run.method, "server", shapes(_kept(run)))
+        compare_versions(path, about, self.about)
 
 
 COMPARED = {
@@ -227,6 +210,40 @@ COMPARED = {
     "data": "other data, or another share of it for each client",
     "engine": "another engine",
 }
+
+
+def fill(method: Method, server: State, reader: Reader, mirrors: Iterable[str]) -> None:
+    """The server's state, begun by ``Method.init``, as it was saved, ``mirrors`` included."""
+    from torch import as_tensor
+
+    for name, value in reader.server().items():
+        server[name].numpy()[...] = value
+    for name in mirrors:
+        for client in range(method.setting.clients):
+            method.mirror(server, name, client, as_tensor(reader.row(method.mirrors[name], client)))
+
+
+def compare_state(reader: Reader, method: Method, kind: str, mine: Mapping[str, Shape]) -> None:
+    """Raises UserError where a file has other ``client`` or ``server`` state than the method keeps."""
+    differing = sorted({name for name, _ in reader.shapes(kind).items() ^ mine.items()})
+    if differing:
+        raise UserError(
+            f"{reader.path}: holds other {kind} state than method.name = {method.options.name} keeps "
+            f"({', '.join(differing)}); it cannot be continued with this version"
+        )
+
+
+def compare_versions(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn of other versions than those of ``then``, the facts in a file."""
+    for name, version in then["versions"].items():
+        mine = now["versions"].get(name)
+        if version != mine:
+            warn(f"{path} was made with {name} {version}, now {mine}: bits may differ")
+
+
+def shapes(state: State) -> dict[str, Shape]:
+    """Shape and type by name."""
+    return {name: (tuple(value.shape), value.numpy().dtype) for name, value in state.items()}
 
 
 def client_shapes(run: Run) -> dict[str, Shape]:

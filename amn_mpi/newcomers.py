@@ -9,7 +9,7 @@ many epochs. Nothing depends on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +17,8 @@ import torch
 
 from amn_mpi import metrics, rng
 from amn_mpi.errors import ConfigError
-from amn_mpi.left import COUNTS, PARAMETERS
-from amn_mpi.methods.base import Reply
+from amn_mpi.left import COUNTS, PARAMETERS, Left
+from amn_mpi.methods.base import Method, Reply, State
 from amn_mpi.placement import Placement, place, training_steps
 from amn_mpi.rounds import Run, Samples
 
@@ -30,6 +30,29 @@ EPOCHS = (0, 1, 5)  # after the answer
 BEFORE = -1  # what was handed out, before any training
 
 
+@dataclass(frozen=True)
+class Desk:
+    """What newcomers come to: a trained method, and ranks that train for them.
+
+    Attributes:
+        ready: the ranks; its ``fed.newcomers`` are who comes.
+        server: the method's state on rank 0, else empty.
+        numbers: what the method's ``deploy`` gave on rank 0 after the last round.
+        left: the account of what the newcomers' ranks send.
+        first: epochs of the model that is sent. epochs: after the answer, ascending.
+        keep: ``attend`` brings the models that count to rank 0, too.
+    """
+
+    ready: Session
+    method: Method
+    server: State
+    numbers: Mapping[str, float]
+    left: Left
+    first: int = FIRST
+    epochs: tuple[int, ...] = EPOCHS
+    keep: bool = False
+
+
 @dataclass
 class Newcomer:
     """One newcomer of this rank.
@@ -37,15 +60,34 @@ class Newcomer:
     Attributes:
         first: the model that it trained and sent, (P,).
         answer: what the method answered, (P,); ``first`` itself where it does not.
+        model: the model that counts, after all epochs, (P,); empty until then.
     """
 
     number: int
     samples: Samples
     first: torch.Tensor
     answer: torch.Tensor
+    model: torch.Tensor
 
     def order(self, seed: int, purpose: str) -> np.random.Generator:
         return rng.generator(seed, f"newcomer {purpose}", client=self.number)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What n newcomers got, on rank 0; on the others all of it is empty.
+
+    Attributes:
+        refused: why this method has nothing for them, else empty.
+        correct: right answers on their test samples, (n, 1 + epochs, models): first of what was handed out.
+        attention: to the N trained clients, (layers, n, N); None where the method has none.
+        models: the model that counts of each, (n, P), where they were to be kept.
+    """
+
+    refused: str = ""
+    correct: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0), np.int64))
+    attention: np.ndarray | None = None
+    models: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 def serve(ready: Session, run: Run) -> dict[str, Any]:
@@ -54,114 +96,130 @@ def serve(ready: Session, run: Run) -> dict[str, Any]:
     Returns:
         On rank 0 what result.json says of them; else, and without newcomers, nothing.
     """
-    fed, comm = ready.fed.newcomers, run.comm
-    if fed is None:
+    if ready.fed.newcomers is None:
         return {}
-    refused, welcome = _welcome(run, ready.initial)
+    desk = Desk(ready, run.method, run.server, run.numbers, run.exchange.left)
+    if run.shards is not None:
+        found = Served("server = sharded: newcomers need --server rank0")
+    else:
+        found = attend(desk)
+    return told(desk, found) if run.comm.is_server else {}
+
+
+def attend(desk: Desk) -> Served:
+    """All newcomers arrive, are answered and train on; a collective call that changes nothing at the desk."""
+    ready, comm = desk.ready, desk.ready.comm
+    fed = ready.fed.newcomers
+    if fed is None:
+        return Served()
+    refused, welcome = _welcome(desk)
     if refused:
-        return {"refused": refused} if comm.is_server else {}
-    placement = place(training_steps(run.config.local, fed.train), comm.owners)
+        return Served(refused)
+    placement = place(training_steps(ready.config.local, fed.train), comm.owners)
     mine = placement.clients(comm.owner) if comm.owner is not None else range(0)
     samples = ready.load(fed, mine)
-    here = [_arrive(run, number, samples[number], welcome) for number in mine]
-    attention = _exchange(run, placement, here)
-    names = (*run.method.newcomer_models,)
-    own = [[list(_judged(run, welcome, one, epochs)) for epochs in (BEFORE, *EPOCHS)] for one in here]
-    width = (1 + len(EPOCHS)) * len(names)
-    table = np.array(own, np.int64).reshape(-1, width)
-    box = np.empty((fed.clients, width), np.int64) if comm.is_server else None
-    run.exchange.left.add(table.nbytes, COUNTS)
-    counts = comm.gather_rows(table, _counts(placement), box)
-    if not comm.is_server:
-        return {}
-    correct = counts.reshape(fed.clients, 1 + len(EPOCHS), len(names))
-    return _told(ready, run, correct, attention)
+    here = [_arrive(desk, number, samples[number], welcome) for number in mine]
+    attention = _exchange(desk, placement, here)
+    own = [[list(_judged(desk, welcome, one, epochs)) for epochs in (BEFORE, *desk.epochs)] for one in here]
+    shape = 1 + len(desk.epochs), len(desk.method.newcomer_models)
+    correct = _gathered(desk, placement, np.array(own, np.int64).reshape(-1, *shape), COUNTS)
+    if not desk.keep:
+        return Served("", correct, attention)
+    rows = _rows([one.model for one in here], ready.layout.size)
+    return Served("", correct, attention, _gathered(desk, placement, rows, PARAMETERS))
 
 
-def _welcome(run: Run, initial: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """What newcomers start from, on every rank, or why this run has nothing for them."""
+def _welcome(desk: Desk) -> tuple[str, torch.Tensor]:
+    """What newcomers start from, on every rank, or why the method has nothing for them."""
+    initial, comm = desk.ready.initial, desk.ready.comm
     start, refused = initial.clone(), ""
-    if run.comm.is_server:
+    if comm.is_server:
         try:
-            if run.shards is not None:
-                raise ConfigError("server = sharded: newcomers need --server rank0")
-            start.copy_(run.method.welcome(run.server, initial))
+            start.copy_(desk.method.welcome(desk.server, initial))
         except ConfigError as reason:
             refused = str(reason)
-    refused = run.comm.share(refused)
+    refused = comm.share(refused)
     if not refused:
-        run.comm.broadcast(start.numpy())
+        comm.broadcast(start.numpy())
     return refused, start
 
 
-def _arrive(run: Run, number: int, samples: Samples, start: torch.Tensor) -> Newcomer:
+def _arrive(desk: Desk, number: int, samples: Samples, start: torch.Tensor) -> Newcomer:
     """A newcomer after its first local training."""
-    one = Newcomer(number, samples, start, start)
-    order = one.order(run.config.seed, "first")
-    one.first = run.engine.train(start, samples.x, samples.y, order, epochs=FIRST).cpu().clone()
+    one, ready = Newcomer(number, samples, start, start, torch.empty(0)), desk.ready
+    order = one.order(ready.config.seed, "first")
+    one.first = ready.engine.train(start, samples.x, samples.y, order, epochs=desk.first).cpu().clone()
     one.answer = one.first
     return one
 
 
-def _exchange(run: Run, placement: Placement, here: list[Newcomer]) -> np.ndarray | None:
+def _exchange(desk: Desk, placement: Placement, here: list[Newcomer]) -> np.ndarray | None:
     """First models go up, answers come down; the attention to the trained clients on rank 0."""
-    comm, size = run.comm, run.method.setting.layout.size
-    first = torch.stack([one.first for one in here]) if here else torch.empty(0, size)
-    box = np.empty((placement.bounds[-1], size), np.float32) if comm.is_server else None
-    run.exchange.left.add(first.numel() * first.element_size(), PARAMETERS)
-    rows = comm.gather_rows(first.numpy(), _counts(placement), box)
+    comm = desk.ready.comm
+    first = _rows([one.first for one in here], desk.ready.layout.size)
+    rows = _gathered(desk, placement, first, PARAMETERS)
     reply: Reply | None = None
     if comm.is_server:
-        reply = run.method.receive(run.server, torch.from_numpy(rows))
+        reply = desk.method.receive(desk.server, torch.from_numpy(rows))
     if not comm.share(reply is not None):
         return None
     down = None if reply is None else reply.models.contiguous().numpy()
-    answers = comm.scatter_rows(down, _counts(placement), np.empty_like(first.numpy()))
+    answers = comm.scatter_rows(down, np.diff(placement.bounds), np.empty_like(first))
     for one, answer in zip(here, answers):
         one.answer = torch.from_numpy(answer.copy())
     return None if reply is None else reply.attention
 
 
-def _judged(run: Run, welcome: torch.Tensor, one: Newcomer, epochs: int) -> Iterator[int]:
+def _judged(desk: Desk, welcome: torch.Tensor, one: Newcomer, epochs: int) -> Iterator[int]:
     """Right answers of the newcomer's models by name after so many epochs more."""
-    engine, samples = run.engine, one.samples
+    engine, samples = desk.ready.engine, one.samples
     own = one.first if epochs == 0 else one.answer
     if epochs > 0:
-        order = one.order(run.config.seed, "on")
+        order = one.order(desk.ready.config.seed, "on")
         own = engine.train(one.answer, samples.x, samples.y, order, epochs=epochs).cpu().clone()
     if epochs == BEFORE:
         right = engine.correct(welcome, samples.x_test, samples.y_test)
-        yield from (right for _ in run.method.newcomer_models)
+        yield from (right for _ in desk.method.newcomer_models)
         return
-    for _, model in run.method.settle(one.answer, own, run.numbers):
+    for _, model in desk.method.settle(one.answer, own, desk.numbers):
+        one.model = model if desk.keep else one.model
         yield engine.correct(model, samples.x_test, samples.y_test)
 
 
-def _told(ready: Session, run: Run, correct: np.ndarray, attention: np.ndarray | None) -> dict[str, Any]:
-    fed, names = ready.fed.newcomers, run.method.newcomer_models
-    if fed is None:
-        return {}
-    scores: dict[str, Any] = {"handed_out": metrics.summary(correct[:, 0, 0], fed.test)}
+def _rows(models: list[torch.Tensor], size: int) -> np.ndarray:
+    return torch.stack(models).numpy() if models else np.empty((0, size), np.float32)
+
+
+def _gathered(desk: Desk, placement: Placement, own: np.ndarray, kind: str) -> np.ndarray:
+    """All newcomers' rows on rank 0, in their order; on the others their own."""
+    comm = desk.ready.comm
+    box = np.empty((placement.bounds[-1], *own.shape[1:]), own.dtype) if comm.is_server else None
+    desk.left.add(own.nbytes, kind)
+    return comm.gather_rows(own, np.diff(placement.bounds), box)
+
+
+def told(desk: Desk, found: Served) -> dict[str, Any]:
+    """What a result says of newcomers: scores by model and epochs, attention; on rank 0."""
+    fed, names = desk.ready.fed.newcomers, desk.method.newcomer_models
+    if found.refused or fed is None:
+        return {"refused": found.refused}
+    scores: dict[str, Any] = {"handed_out": metrics.summary(found.correct[:, 0, 0], fed.test)}
     for k, name in enumerate(names):
-        each = {epochs: metrics.summary(correct[:, 1 + e, k], fed.test) for e, epochs in enumerate(EPOCHS)}
-        scores[name] = {str(epochs): summary for epochs, summary in each.items()}
-    told = {
+        counts = {epochs: found.correct[:, 1 + e, k] for e, epochs in enumerate(desk.epochs)}
+        scores[name] = {str(epochs): metrics.summary(each, fed.test) for epochs, each in counts.items()}
+    about: dict[str, Any] = {
         "clients": fed.clients,
-        "first_epochs": FIRST,
+        "first_epochs": desk.first,
         "model": names[-1],
         "scores": scores,
     }
-    if attention is not None:
-        seen, own = np.asarray(ready.fed.concept_group), np.asarray(fed.concept_group)
-        told["attention"] = np.round(attention.mean(0), 4).tolist()
+    if found.attention is not None:
+        seen, own = np.asarray(desk.ready.fed.concept_group), np.asarray(fed.concept_group)
+        about["attention"] = np.round(found.attention.mean(0), 4).tolist()
         if len(np.unique(seen)) > 1:
-            inside = (attention * (own[:, None] == seen[None])).sum(2).mean(1)
-            told["inside_concept_groups"] = [round(float(v), 6) for v in inside]
-    return told
-
-
-def _counts(placement: Placement) -> list[int]:
-    return np.diff(placement.bounds).tolist()
+            inside = (found.attention * (own[:, None] == seen[None])).sum(2).mean(1)
+            about["inside_concept_groups"] = [round(float(v), 6) for v in inside]
+    return about
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import sys
 import traceback
 import typing
 import zlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +52,11 @@ def checksum(name: str, key: str) -> int:
 
 def checksums(config: Config) -> dict[str, int]:
     """By key, of the files that a configuration names."""
-    names = {"model.name": config.model.name, "method.name": config.method.name}
+    return checksums_of({"model.name": config.model.name, "method.name": config.method.name})
+
+
+def checksums_of(names: Mapping[str, str]) -> dict[str, int]:
+    """By key, of those names that are files."""
     return {key: checksum(name, key) for key, name in names.items() if is_file(name)}
 
 

@@ -80,6 +80,8 @@ def load_samples(fed: data.Federation, clients: range, seed: int, device: torch.
 class Session:
     """The ranks with their data, ready for one run after another.
 
+    A federation without a file leaves them without samples of their own: they serve newcomers.
+
     Raises:
         UserError: on rank 0 or the rank concerned; every rank takes part in the calls.
     """
@@ -93,7 +95,7 @@ class Session:
         self.initial = vector_of(self.module)
         clients, device = range(0), torch.device("cpu")
         if comm.owner is not None:
-            clients = self.placement.clients(comm.owner)
+            clients = self.placement.clients(comm.owner) if fed.path else clients
             serving = comm.server_on_host and comm.size > 1  # rank 0 needs no GPU
             device = choose_device(config.device, comm.rank_on_host - serving)
         self.device = device
@@ -174,6 +176,7 @@ class Session:
             "engine": self.engine_name,
             "files": plugin.checksums(config),
             "data": zlib.crc32(numbers, fed.content),
+            "federation": fed.facts(),
             "versions": {
                 "amn_mpi": __version__,
                 "torch": version("torch"),

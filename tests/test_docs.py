@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pages import COMMANDS, FASHION, TEXTS, Command, blocks, of_kind
 from running import REPOSITORY, environment, result, run, run_each
@@ -131,6 +132,18 @@ def check_report(command: Command, folder: Path) -> None:
     assert "report.html" in program(folder, command.kind, *placed(command.words, folder))
 
 
+def check_join(command: Command, folder: Path) -> None:
+    """A newcomer whose images are noise."""
+    draw = np.random.default_rng(0)
+    np.savez(
+        folder / "newcomer.npz", x=draw.integers(0, 17, (40, 8, 8)).astype(np.uint8), y=np.arange(40) % 10
+    )
+    assert "listens most to clients" in program(folder, command.kind, *placed(command.words, folder))
+    if "--out" in command.words:
+        out = command.words[command.words.index("--out") + 1]
+        assert "sound" in program(folder, "amn_mpi.inspect", f"{out}/models.h5")
+
+
 def check_data(command: Command, folder: Path) -> None:
     if reason := missing(["--config", *command.words[1:2]] if command.words[0] == "show" else []):
         pytest.skip(reason)
@@ -210,6 +223,7 @@ KINDS: dict[str, Callable[[Command, Path], None]] = {
     "amn_mpi.inspect": check_inspect,
     "amn_mpi.report": check_report,
     "amn_mpi.data": check_data,
+    "amn_mpi.join": check_join,
     "amn_mpi.native": check_module,
     "venv": check_module,
     "pytest": check_existing,

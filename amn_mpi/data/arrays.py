@@ -38,8 +38,11 @@ def locate(data: Data) -> dict[str, Path]:
 
 def read(data: Data, files: dict[str, Path]) -> Raw:
     """Raises ``UserError`` naming the file and the array that cannot be used."""
-    path = files["file"]
-    arrays = load(path, KEYS)
+    return raw_of(files["file"], load(files["file"], KEYS))
+
+
+def raw_of(path: Path, arrays: dict[str, np.ndarray | None]) -> Raw:
+    """What the arrays of a file hold. Raises as ``read``."""
     x, y = arrays.get("x"), arrays.get("y")
     if x is None or y is None:
         raise UserError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from amn_mpi.data.raw import Raw
 
 if TYPE_CHECKING:
     from amn_mpi.config import Data
+
+FACTS = ("name", "x_dtype", "shape", "class_names", "scale", "shift", "train", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,29 @@ class Federation:
     @property
     def classes(self) -> int:
         return len(self.class_names)
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps for those who come later: numbers, and no samples; as plain values."""
+        found = {name: getattr(self, name) for name in FACTS}
+        return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in found.items()}
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any]) -> Federation:
+        """The federation of ``facts``, without its samples and without what only they need."""
+        train, test = (np.asarray(facts[name], np.int64) for name in ("train", "test"))
+        none = np.zeros(len(train), np.int64)
+        counts = np.zeros((len(train), len(facts["class_names"])), np.int64)
+        known = {**facts, "shape": tuple(facts["shape"]), "train": train, "test": test}
+        return cls(
+            **{name: known[name] for name in FACTS},
+            path="",
+            x_offset=0,
+            y_offset=0,
+            start=np.zeros(len(train) + 1, np.int64),
+            train_counts=counts,
+            label_group=none,
+            concept_group=none,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,7 @@ def assign(raw: Raw, data: Data, seed: int) -> Assignment:
     if raw.test is not None:
         tested = raw.test[rows]
     else:
-        tested = _within(cells) < split_tests(counts, test, generator(seed, "data tests")).ravel()[cells]
+        tested = within(cells) < split_tests(counts, test, generator(seed, "data tests")).ravel()[cells]
     tests = np.bincount(cells[tested], minlength=counts.size).reshape(counts.shape)
     none = np.zeros(len(chosen), np.int64)
     return Assignment(
@@ -83,7 +83,7 @@ def assign(raw: Raw, data: Data, seed: int) -> Assignment:
     )
 
 
-def _within(cells: np.ndarray) -> np.ndarray:
+def within(cells: np.ndarray) -> np.ndarray:
     """(n,) how many earlier entries are of the same cell."""
     order = np.argsort(cells, kind="stable")
     ordered = cells[order]
