@@ -8,7 +8,8 @@ FILE has x, y and, for the test, x_test, y_test or a mask ``test``: a newcomer's
 those of the run were. With an array ``client``, or where it is a folder of clients' files, it is several.
 DIR gets models.h5 and result.json. ``device`` and ``engine`` are the run's unless they are given.
 
-Exit status: 0 served, 1 something the user can mend (one line says what), 2 a wrong command line.
+Exit status: 0 served, 1 something the user can mend (one line says what), 2 a wrong command line,
+75 stopped by a signal.
 """
 
 from __future__ import annotations

@@ -69,9 +69,11 @@ def opened(name: str) -> checkpoint.Reader:
     _check_kind(path)
     try:
         checkpoint.verify(path)
+        return checkpoint.Reader(path).__enter__()
     except checkpoint.Damaged as reason:
         raise UserError(f"{path}: is damaged: {reason}") from None
-    return checkpoint.Reader(path).__enter__()
+    except FileNotFoundError:
+        raise UserError(f"{path}: its run has deleted it meanwhile; give the run's folder") from None
 
 
 def _newest(folder: Path) -> Path:
