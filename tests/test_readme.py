@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from running import REPOSITORY
 
-from amn_mpi import cli, compare, config, methods, models
+from amn_mpi import cli, compare, config, join, methods, models
 from amn_mpi.config import all_keys
 from amn_mpi.methods.base import Setting
 from amn_mpi.params import ParameterLayout
@@ -48,7 +48,7 @@ def options_in(text: str) -> set[str]:
 @EACH
 def test_every_option_exists(name: str) -> None:
     known = {name for method in methods.METHODS for name in all_keys(methods.options(method))}
-    known |= set(cli.SWITCHES) | FOREIGN | {*compare.LISTS, "reference"}
+    known |= set(cli.SWITCHES) | FOREIGN | {*compare.LISTS, "reference", *join.NUMBERS}
     assert options_in(TEXTS[name]) - known == set()
     assert len(options_in(README)) > 20
 
