@@ -8,7 +8,7 @@ PYTHON ?= python3
 RANKS ?= 33
 ARGS ?=
 BENCH ?= build/bench
-EXTRAS ?= mpich,report,tensorboard,dev
+EXTRAS ?= mpich,report,tensorboard,wandb,dev
 # The CPU build of torch is a tenth of the default one's size; where this index is out of reach,
 # the usual index serves. Set it empty to skip it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from amn_mpi.config import Logging
 
 # Those that come with the package, imported when asked for, and the pip package that each needs.
-CALLBACKS = {"tensorboard": "amn_mpi.tensorboard:TensorBoard"}
-NEEDS = {"tensorboard": "tensorboard"}
+CALLBACKS = {"tensorboard": "amn_mpi.tensorboard:TensorBoard", "wandb": "amn_mpi.wandb:WandB"}
+NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 class Callback:
