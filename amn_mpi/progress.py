@@ -9,30 +9,34 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from amn_mpi.live import View
+from amn_mpi.live import View, duration, since
 
-PLAIN_EVERY = 10.0
+PLAIN_EVERY, SPARSE, SELDOM = 10.0, 0.01, 600.0
 
 
 class Progress:
-    """A few lines on a terminal, redrawn after every round, or a line every ten seconds in a log."""
+    """A few lines on a terminal, redrawn after every round, or now and then a line in a log."""
 
     def __init__(self, kind: str, rounds: int) -> None:
-        self._rounds, self._started, self._begun = rounds, time.monotonic(), 0
+        self._rounds, self._begun, self._pace = rounds, 0, Pace()
         width = terminal_width() if kind in ("auto", "rich") else 0
-        self._last, self._live, self._view = -PLAIN_EVERY, None, View(rounds, width or 80)
+        self._live, self._view = None, View(rounds, width or 80)
         self._off = kind == "off"
         if kind == "rich" or (kind == "auto" and width):
             self._live = _live(width or 80, self._view)
 
-    def begin(self, done: int, rows: list[dict[str, Any]]) -> None:
-        """The run goes on after round ``done``, 0 for one that starts afresh; ``rows`` are those before."""
+    def begin(self, done: int, rows: list[dict[str, Any]], phases: Mapping[str, float]) -> None:
+        """The run goes on after round ``done``, 0 for one that starts afresh.
+
+        Args:
+            rows: those before. phases: rank 0's seconds in each so far.
+        """
         self._begun = done
-        self._view.known(rows)
+        self._view.known(rows, phases)
         if done and not self._off:
             print(f"goes on after round {done} of {self._rounds}", flush=True)
 
@@ -42,23 +46,51 @@ class Progress:
         Args:
             row: its metrics. seconds: its wall time. phases: rank 0's seconds in each so far.
         """
-        done, accuracy = row["round"], row.get("mean_accuracy")
-        spent = time.monotonic() - self._started
-        left = (self._rounds - done) * spent / max(1, done - self._begun)
-        score = "" if accuracy is None else f"  accuracy {accuracy:5.2f} %"
-        text = f"{label}  round {done}/{self._rounds}{score}  {seconds:.2f} s a round"
-        text += f"  {left:.0f} s left" if done < self._rounds else ""
-        now = time.monotonic()
+        done = row["round"]
+        left = (self._rounds - done) * self._pace.after(time.monotonic(), seconds)
+        self._view.score(row)
         if self._live is not None:
             self._view.add(label, row, phases, seconds, left)
             self._live.update(self._view)
-        elif not self._off and (now - self._last >= PLAIN_EVERY or done in (self._begun + 1, self._rounds)):
-            self._last = now
-            print(text, flush=True)
+        elif not self._off and (self._pace.due() or done in (self._begun + 1, self._rounds)):
+            self._pace.told()
+            now = self._view.now
+            score = f"  accuracy {now[0]:5.2f} %{since(now, done)}" if now else ""
+            text = f"{label}  round {done}/{self._rounds}{score}  {seconds:.2f} s a round"
+            print(text + (f"  {duration(left)} left" if done < self._rounds else ""), flush=True)
 
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+class Pace:
+    """How long a round takes, and when a log is due another line.
+
+    That is every ten seconds, later every hundredth of the time, then every ten minutes: some 150 lines
+    in half an hour, 600 in a day.
+    """
+
+    def __init__(self) -> None:
+        self._first = self._now = self._told = 0.0
+        self._rounds = 0
+
+    def after(self, now: float, seconds: float) -> float:
+        """Mean seconds a round, the first apart as soon as there is another: much is done for the first time.
+
+        Args:
+            now: when the round ended. seconds: what it took.
+        """
+        self._first = self._first if self._rounds else now
+        self._rounds, self._now = self._rounds + 1, now
+        return seconds if self._rounds == 1 else (now - self._first) / (self._rounds - 1)
+
+    def due(self) -> bool:
+        wait = min(SELDOM, max(PLAIN_EVERY, SPARSE * (self._now - self._first)))
+        return self._now - self._told >= wait
+
+    def told(self) -> None:
+        self._told = self._now
 
 
 def terminal_width() -> int:

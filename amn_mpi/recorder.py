@@ -33,7 +33,7 @@ class Recorder:
             self.rounds, self.seconds, self.starts = (history[k] for k in ("rounds", "seconds", "starts"))
             self.correct = np.array(history["correct"], np.int64)
         self.starts.append({"after_round": self.run.done, "ranks": self.run.comm.size})
-        self.progress.begin(self.run.done, self.rounds)
+        self.progress.begin(self.run.done, self.rounds, self.run.clock.snapshot())
         if self.folder is not None and self.snapshots is not None:
             self.folder.start(self.run.config)
             self.snapshots.begin(self.run.done)
