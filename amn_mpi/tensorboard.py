@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGES = 12  # of the attention in a run
-TALL, GAP = 160, 4  # pixels: least height of an image, and between layers
-PALE, DARK = (247, 251, 255), (8, 48, 107)  # no attention, and the most that anybody gives in a layer
+TALL, GAP, HEAD = 240, 8, 16  # pixels: least height of a layer, between layers, and of their names
+MOST = 320  # clients with squares of their own
+WHITE, PALE, DARK = (255, 255, 255), (236, 242, 249), (8, 48, 107)  # around; no attention; much of it
 
 
 class TensorBoard(Callback):
@@ -87,7 +88,7 @@ class TensorBoard(Callback):
         self._write(self._events.Event(step=step, summary=text_pb(tag, text)))
 
     def _image(self, tag: str, attention: np.ndarray) -> Any:
-        picture, png = drawn(attention), io.BytesIO()
+        picture, png = drawn(attention, self._layers), io.BytesIO()
         picture.save(png, "PNG")
         size = {"height": picture.height, "width": picture.width, "colorspace": 3}
         image = self._summaries.Summary.Image(encoded_image_string=png.getvalue(), **size)
@@ -110,22 +111,42 @@ def scalars(row: dict[str, Any], layers: list[str]) -> Iterator[tuple[str, float
         yield f"turn_seconds/{name}", float(value)
 
 
-def drawn(attention: np.ndarray) -> Image:
-    """The layers side by side, a square per pair: row i shows whom client i listens to.
+def drawn(attention: np.ndarray, layers: list[str]) -> Image:
+    """The layers side by side, a square per pair: a row shows whom one client listens to.
+
+    Clients that listen to each other stand side by side, so groups are blocks along the diagonal. What the
+    median client gives to the one it listens to most is as dark as it gets.
 
     Args:
-        attention: (L, N, N); more than 320 clients are thinned out.
+        attention: (L, N, N); with more than 320 clients a square is the mean of several.
+        layers: their names.
     """
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
-    attention = attention[:, :: 1 + attention.shape[1] // 320, :: 1 + attention.shape[2] // 320]
-    side = max(1, -(-TALL // attention.shape[1]))
-    most = np.maximum(attention.max((1, 2), keepdims=True), 1e-30)
-    squares = np.repeat(np.repeat(attention / most, side, 1), side, 2)[..., None]
+    from amn_mpi.report.order import by_clusters
+
+    order = by_clusters(attention)
+    squares = attention[:, order[:, None], order].astype(np.float64)
+    much = np.median(squares.max(2, keepdims=True), 1, keepdims=True)
+    squares = np.minimum(_pooled(squares, -(-len(order) // MOST)) / np.maximum(much, 1e-30), 1.0)
+    side = max(2, -(-TALL // squares.shape[1]))
+    squares = np.repeat(np.repeat(squares, side, 1), side, 2)[..., None]
     colours = np.array(PALE) + squares * (np.array(DARK) - np.array(PALE))
     gap = np.full((colours.shape[1], GAP, 3), 255.0)
-    pieces = [piece for layer in colours for piece in (gap, layer)][1:]
-    return Image.fromarray(np.concatenate(pieces, 1).round().astype(np.uint8), "RGB")
+    body = np.concatenate([piece for layer in colours for piece in (gap, layer)][1:], 1)
+    picture = Image.new("RGB", (body.shape[1], body.shape[0] + HEAD), WHITE)
+    picture.paste(Image.fromarray(body.round().astype(np.uint8), "RGB"), (0, HEAD))
+    for k, name in enumerate(layers):
+        ImageDraw.Draw(picture).text((k * (colours.shape[2] + GAP), 2), name, fill=DARK)
+    return picture
+
+
+def _pooled(matrices: np.ndarray, size: int) -> np.ndarray:
+    """Means over blocks of ``size`` rows and columns; those at the end may be smaller."""
+    at = np.arange(0, matrices.shape[1], size)
+    counts = np.diff(np.append(at, matrices.shape[1]))
+    sums = np.add.reduceat(np.add.reduceat(matrices, at, 1), at, 2)
+    return sums / np.outer(counts, counts)
 
 
 def _indented(tree: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ class WandB(Callback):
         import numpy as np
         import wandb
 
-        return wandb.Image(drawn(np.load(path).astype(np.float32)))
+        return wandb.Image(drawn(np.load(path), self._layers))
 
     def _finish(self, summary: dict[str, Any], status: int) -> None:
         try:

@@ -141,21 +141,36 @@ def test_the_attention_is_a_picture(told: tuple[Path, str]) -> None:
     from PIL import Image
 
     picture = Image.open(io.BytesIO(events(told[0]).Images("attention")[-1].encoded_image_string))
-    side = 40  # pixels of one of four clients in 160
-    assert picture.size == (2 * 4 * side + tensorboard.GAP, 4 * side)
+    side = 60  # pixels of one of four clients in 240
+    assert picture.size == (2 * 4 * side + tensorboard.GAP, tensorboard.HEAD + 4 * side)
     for client in range(4):
-        at = (client * side + 5, client * side + 5)
-        assert picture.getpixel(at) == tensorboard.PALE, "nobody listens to itself"
+        at = (client * side + 5, tensorboard.HEAD + client * side + 5)
+        assert picture.getpixel(at) == tensorboard.PALE, "nobody listens to itself, in any order"
+
+
+def coloured(share: float) -> tuple[int, ...]:
+    return tuple(round(p + share * (d - p)) for p, d in zip(tensorboard.PALE, tensorboard.DARK))
 
 
 def test_a_picture_by_hand() -> None:
-    attention = np.zeros((1, 200, 200))
-    attention[0, 3, 7], attention[0, 3, 8] = 0.8, 0.2
-    picture = tensorboard.drawn(attention)
-    assert picture.size == (200, 200)
-    quarter = tuple(round(p + 0.25 * (d - p)) for p, d in zip(tensorboard.PALE, tensorboard.DARK))
-    assert picture.getpixel((7, 3)) == tensorboard.DARK and picture.getpixel((8, 3)) == quarter
-    assert tensorboard.drawn(np.zeros((2, 900, 900))).size == (2 * 300 + tensorboard.GAP, 300)
+    """Even clients listen to even ones, odd to odd ones: two blocks; one alone gets far more."""
+    even = np.arange(150) % 2
+    attention = np.where(even[:, None] == even, 0.4, 0.1)[None]
+    attention[0, 3, 7] = 5.0
+    picture = tensorboard.drawn(attention, ["fc1"])
+    assert picture.size == (300, 300 + tensorboard.HEAD)
+    assert {picture.getpixel((x, 8)) for x in range(40)} != {tensorboard.WHITE}, "the layer's name"
+    where = [(10, 10), (140, 10), (10, 140), (140, 140), (160, 160), (290, 290), (160, 290)]
+    assert {picture.getpixel((x, tensorboard.HEAD + y)) for x, y in where} == {tensorboard.DARK}
+    where = [(160, 10), (290, 140), (10, 160), (140, 290)]
+    assert {picture.getpixel((x, tensorboard.HEAD + y)) for x, y in where} == {coloured(0.25)}
+
+
+def test_a_picture_of_many_clients_and_one_of_nothing() -> None:
+    picture = tensorboard.drawn(np.zeros((2, 900, 900)), ["a", "b"])
+    assert picture.size == (2 * 2 * 300 + tensorboard.GAP, 600 + tensorboard.HEAD)
+    means = tensorboard._pooled(np.arange(25.0).reshape(1, 5, 5), 2)
+    assert means[0].tolist() == [[3.0, 5.0, 6.5], [13.0, 15.0, 16.5], [20.5, 22.5, 24.0]]
 
 
 def test_rounds_after_the_last_checkpoint_are_not_shown_twice(tmp_path: Path) -> None:
