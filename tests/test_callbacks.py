@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import plain
 import pytest
-from running import one_line, result, run
+from running import REPOSITORY, one_line, result, run
 
 from amn_mpi import callbacks, live, progress, tensorboard
 from amn_mpi.config import Logging
 from amn_mpi.errors import ConfigError
 
 SMALL = ("--data.clients", 4, "--local.epochs", 1, "--progress", "off", "--method.common_rounds", 1)
+EXAMPLE = REPOSITORY / "examples" / "own_callback.py:Table"
 OWN = """
 import json
 from pathlib import Path
@@ -80,10 +81,17 @@ def told(tmp_path_factory: pytest.TempPathFactory, own: Path) -> tuple[Path, str
     folder = tmp_path_factory.mktemp("told")
     what = (*SMALL, "--out", folder / "out", "--evaluate.every", 1)
     what += ("--logging.tensorboard", "true", "--data.cache", folder / "cache")
-    first = ("--rounds", 4, "--baselines", "local", "--logging.callbacks", f"{own}:Diary,{own}:Clumsy")
+    first = (
+        "--rounds",
+        4,
+        "--baselines",
+        "local",
+        "--logging.callbacks",
+        f"{own}:Diary,{own}:Clumsy,{EXAMPLE}",
+    )
     done = run(*what, *first, ranks=3)
     assert done.returncode == 0, done.stderr
-    again = ("--rounds", 6, "--resume", "auto", "--logging.callbacks", f"{own}:Diary")
+    again = ("--rounds", 6, "--resume", "auto", "--logging.callbacks", f"{own}:Diary,{EXAMPLE}")
     plain.here(*what, *again)
     return folder / "out", done.stderr
 
@@ -102,6 +110,15 @@ def test_a_callback_is_told_everything_in_order(told: tuple[Path, str]) -> None:
     assert (begun[2]["ranks"], resumed[2]["ranks"]) == (3, 1)
     assert begun[2]["layers"] == ["fc1", "fc2"] and begun[2]["models"] == ["local", "hybrid", "blend"]
     assert notes[5][2] == ["local"] and notes[12 + 2][1] == result(told[0])["models_sha256"]
+
+
+def test_the_example_of_the_documentation(told: tuple[Path, str]) -> None:
+    """A table that has every round once, although the run was resumed."""
+    lines = (told[0] / "accuracy.csv").read_text().splitlines()
+    models = [[round(m["mean_accuracy"], 2) for m in row["models"].values()] for row in rows_of(told[0])]
+    assert lines[0] == "round,local,hybrid,blend" and len(lines) == 7
+    told_of = [[float(cell) for cell in line.split(",")] for line in lines[1:]]
+    assert told_of == [[t, *means] for t, means in enumerate(models, 1)]
 
 
 def test_a_callback_that_raises_is_switched_off_with_one_line(told: tuple[Path, str], own: Path) -> None:

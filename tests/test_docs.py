@@ -217,6 +217,27 @@ def check_load(command: Command, folder: Path) -> None:
     assert command.words[0] == "load" and len(command.words) > 1
 
 
+def check_tensorboard(command: Command, folder: Path) -> None:
+    """What the page would show, in words instead."""
+    words = placed(command.words, folder)
+    found = beside(folder, "tensorboard", "--inspect", *words)
+    assert "accuracy/blend" in found and "attention" in found
+
+
+def check_wandb(command: Command, folder: Path) -> None:
+    """What would be uploaded."""
+    action, path = placed(command.words, folder)
+    assert "Would sync 1 run" in beside(folder, "wandb", action, "--dry-run", path)
+
+
+def beside(folder: Path, name: str, *words: str) -> str:
+    """What a program prints that was installed beside this Python."""
+    found = Path(sys.executable).parent / name
+    shown = subprocess.run([found, *words], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout + shown.stderr
+
+
 KINDS: dict[str, Callable[[Command, Path], None]] = {
     "amn_mpi.main": check_main,
     "amn_mpi.compare": check_compare,
@@ -225,6 +246,8 @@ KINDS: dict[str, Callable[[Command, Path], None]] = {
     "amn_mpi.data": check_data,
     "amn_mpi.join": check_join,
     "amn_mpi.native": check_module,
+    "tensorboard": check_tensorboard,
+    "wandb": check_wandb,
     "venv": check_module,
     "pytest": check_existing,
     "script": check_existing,
@@ -253,3 +276,14 @@ def test_the_same_on_another_number_of_ranks(ran: Path) -> None:
     pair = [one for language, block in blocks(TEXTS["docs/reproducibility.md"]) for one in block.splitlines()]
     assert len(pair) == 2 and pair[1].startswith("mpirun")
     assert len({result(ran / "runs" / name)["models_sha256"] for name in ("alone", "five")}) == 1
+
+
+def test_the_page_on_watching_shows_python_that_runs(tmp_path: Path) -> None:
+    own, script = [block for language, block in blocks(TEXTS["docs/watching.md"]) if language == "python"]
+    assert own in (REPOSITORY / "examples" / "own_callback.py").read_text()
+    (tmp_path / "script.py").write_text(script)
+    env = {"AMN_CACHE": tmp_path / "cache"}
+    shown = run(ranks=3, script=tmp_path / "script.py", cwd=tmp_path, env=env)
+    assert shown.returncode == 0, shown.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"{result(folder)['mean_accuracy']:.2f} %, worst tenth" in shown.stdout.splitlines()[-1]

@@ -22,6 +22,7 @@ ALL = "\n".join(TEXTS.values())
 # Options of other programs, in commands for clusters and pip, and of the benchmarks.
 FOREIGN = {"ntasks-per-node", "mpi", "with-ft", "key"}
 FOREIGN |= {"local", "figure", "to", "from"}  # of the report and of amn_mpi.data
+FOREIGN |= {"logdir"}  # of TensorBoard
 FOREIGN |= {"method.epochs"}  # of the example of an own method
 FOREIGN |= {
     name
