@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OWN = ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR")  # else in $HOME, which compute nodes may lack
 QUIET: dict[str, Any] = {
     "silent": True,
+    "init_timeout": 30.0,
     "console": "off",
     "disable_git": True,
     "save_code": False,
