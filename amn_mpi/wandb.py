@@ -12,12 +12,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amn_mpi.callbacks import Callback
 from amn_mpi.config import leaves
+from amn_mpi.errors import Stopped
 from amn_mpi.tensorboard import drawn, scalars
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class WandB(Callback):
     def round(self, row: dict[str, Any], attention: np.ndarray | None) -> None:
         try:
             self._log(row)
-        except ConnectionError:
+        except Stopped:
+            raise
+        except Exception:  # the process beside this one is gone: their classes for that are private
             self._again()  # metrics.jsonl has this round already
 
     def end(self, result: dict[str, Any]) -> None:
@@ -63,11 +66,8 @@ class WandB(Callback):
         self._finish({"ended": reason}, 1)
 
     def close(self) -> None:
-        import wandb
-
-        with suppress(ConnectionError):
-            if not self._shared:
-                wandb.teardown()  # the process beside this one; Python's own end never comes here
+        if not self._shared:
+            _dismiss()  # Python's own end never comes here
 
     def _open(self) -> None:
         """Begin a folder; in the earlier ones is nothing that does not come again."""
@@ -94,11 +94,11 @@ class WandB(Callback):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _again(self) -> None:
-        """The process beside this one is gone, by a signal to all of a job's processes: start another."""
-        import wandb
+        """Start another process in place of one that a signal to all of a job's processes has ended.
 
-        with suppress(ConnectionError):
-            wandb.teardown()
+        Raises what goes wrong a second time.
+        """
+        _dismiss()
         self._best = 0.0
         self._open()
         for line in (self._folder / "metrics.jsonl").read_text().splitlines():
@@ -131,10 +131,24 @@ class WandB(Callback):
         try:
             self._run.summary.update(summary)
             self._run.finish(exit_code=status)
-        except ConnectionError:
+        except Stopped:
+            raise
+        except Exception:
             self._again()
             self._run.summary.update(summary)
             self._run.finish(exit_code=status)
+
+
+def _dismiss() -> None:
+    """End the process beside this one, if it lives."""
+    import wandb
+
+    try:
+        wandb.teardown()
+    except Stopped:
+        raise
+    except Exception:  # it does not
+        return
 
 
 def _identity(path: Path) -> str:
