@@ -17,7 +17,8 @@ from typing import Any, Literal
 from amn_mpi import plugin
 from amn_mpi.errors import ConfigError
 
-MODELS = ("linear", "mlp", "cnn", "lenet5", "resnet8", "mlp_bn", "cnn_bn", "lenet5_bn")
+TEXT = ("text", "textcnn")
+MODELS = ("linear", "mlp", "cnn", "lenet5", "resnet8", "mlp_bn", "cnn_bn", "lenet5_bn", *TEXT)
 
 
 def key(default: Any, help: str, names: Sequence[str] = (), **limits: float) -> Any:
@@ -85,7 +86,16 @@ class Model:
     """The network that every client trains."""
 
     name: str = key("mlp", "network, sized from the data; _bn: with batch normalisation", MODELS)
-    hidden: int = key(64, "hidden units of the mlp", ge=1)
+    hidden: int = key(64, "hidden units of the mlp; filters of each width of textcnn", ge=1)
+    vocabulary: int = key(
+        20_000, "of text and textcnn: tokens are whole numbers below it, 0 is padding", ge=2, le=2**24
+    )
+    embedding: int = key(64, "of text and textcnn: numbers that stand for a token", ge=1, le=4096)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the network knows; 0: its samples are no tokens."""
+        return self.vocabulary if self.name in TEXT else 0
 
 
 @dataclass(frozen=True)

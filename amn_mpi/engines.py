@@ -15,6 +15,8 @@ from amn_mpi.half import HalfEngine
 from amn_mpi.local import Engine
 from amn_mpi.params import ParameterLayout
 
+LOOKED_UP = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+
 
 def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], device: torch.device) -> str:
     """``compiled``, ``batched`` or ``torch``; ``agree`` may still change it.
@@ -23,9 +25,15 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
     one knows, and no faster than ``torch`` on the others (README, Engines).
 
     Raises:
-        ConfigError: an engine is asked for that does not know such a precision, model or device.
+        ConfigError: an engine is asked for that does not know such a precision, model or device; or
+            token numbers would be rounded.
     """
     single = config.precision == "fp32"
+    if not single and any(isinstance(layer, LOOKED_UP) for layer in module.modules()):
+        raise ConfigError(
+            f"precision = {config.precision}: model.name = {config.model.name} looks tokens up by their "
+            "numbers, and bfloat16 holds whole numbers only up to 256; valid is fp32"
+        )
     knows = {
         "compiled": device.type == "cpu" and compiled.specification(module, shape) is not None,
         "batched": single and not ParameterLayout.of(module).normalised,

@@ -106,7 +106,11 @@ def _remedy(config: Config, need: Need, ranks: int) -> str:
         return f"the number of ranks ({ranks})"
     if need.data > need.vectors:
         return f"data.train_per_client ({config.data.train_per_client or 'all there are'})"
-    model = f"model.hidden ({config.model.hidden})" if config.model.name.startswith("mlp") else "model.name"
+    model = "model.name"
+    if config.model.name.startswith("mlp"):
+        model = f"model.hidden ({config.model.hidden})"
+    if config.model.tokens:
+        model = f"model.vocabulary ({config.model.vocabulary})"
     return f"{model} or data.clients ({config.data.clients})"
 
 

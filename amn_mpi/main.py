@@ -210,7 +210,7 @@ def prepare(config: Config) -> Federation:
     """Rank 0 reads the data, or finds it prepared."""
     from amn_mpi import data
 
-    return data.prepare(config.data, config.seed)
+    return data.prepare(config.data, config.seed, config.model.tokens)
 
 
 def _check(config: Config, fed: Federation, comm: Communicator) -> None:
@@ -231,7 +231,7 @@ def _dry_run(config: Config, comm: Communicator) -> None:
     from amn_mpi import budget, callbacks, data, forecast
 
     callbacks.Callbacks(config.logging)
-    fed = data.describe(config.data, config.seed)
+    fed = data.describe(config.data, config.seed, config.model.tokens)
     budget.check(config, fed)  # before anything is printed
     print(yaml.safe_dump(config.as_dict(), sort_keys=False))
     forecast.show(config, fed, comm)

@@ -43,6 +43,8 @@ def build(options: Model, shape: Shape, classes: int, seed: int, number: int = 0
             from amn_mpi import foreign
 
             return foreign.build(options.name, tuple(shape), classes, options.hidden)
+        if options.name in TEXT:
+            return TEXT[options.name](tuple(shape), classes, options)
         return MODELS[options.name](tuple(shape), classes, options.hidden)
 
 
@@ -117,6 +119,22 @@ def resnet8(shape: Shape, classes: int, hidden: int) -> torch.nn.Module:
     )
 
 
+def text(shape: Shape, classes: int, options: Model) -> torch.nn.Module:
+    """The mean of a text's token embeddings, and a linear layer."""
+    from amn_mpi.text import MeanOfTokens
+
+    _check_tokens("text", shape)
+    return MeanOfTokens(options.vocabulary, options.embedding, classes)
+
+
+def textcnn(shape: Shape, classes: int, options: Model) -> torch.nn.Module:
+    """Convolutions over 3, 4 and 5 tokens, ``model.hidden`` filters of each, and a linear layer."""
+    from amn_mpi.text import Convolutions
+
+    _check_tokens("textcnn", shape)
+    return Convolutions(options.vocabulary, options.embedding, options.hidden, (3, 4, 5), classes)
+
+
 MODELS: dict[str, Callable[[Shape, int, int], torch.nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
@@ -127,6 +145,8 @@ MODELS: dict[str, Callable[[Shape, int, int], torch.nn.Module]] = {
     "cnn_bn": partial(cnn, norm=True),
     "lenet5_bn": partial(lenet5, norm=True),
 }
+# Of samples that are token numbers.
+TEXT: dict[str, Callable[[Shape, int, Model], torch.nn.Module]] = {"text": text, "textcnn": textcnn}
 
 
 def _layers(*pairs: tuple[str, torch.nn.Module]) -> OrderedDict[str, torch.nn.Module]:
@@ -177,6 +197,11 @@ def _after_pools(name: str, shape: Shape, last: int, pools: int) -> tuple[int, i
     if height < 1 or width < 1:
         raise _misfit(name, shape, "images of at least 16x16")
     return shape[0], last * height * width
+
+
+def _check_tokens(name: str, shape: Shape) -> None:
+    if len(shape) != 1:
+        raise _misfit(name, shape, "texts of token numbers (length,)")
 
 
 def _misfit(name: str, shape: Shape, needs: str) -> ConfigError:

@@ -68,9 +68,10 @@ class Plan:
         feds: dict[Any, Any] = {}
         told: dict[str, None] = {}
         for cell in reversed(firsts.values()):
-            if cell.config.data not in feds:
-                feds[cell.config.data] = data.describe(cell.config.data, cell.config.seed)
-            fed = feds[cell.config.data]
+            what = (cell.config.data, cell.config.model.tokens)
+            if what not in feds:
+                feds[what] = data.describe(cell.config.data, cell.config.seed, cell.config.model.tokens)
+            fed = feds[what]
             try:
                 budget.check(cell.config, fed)
             except ConfigError as error:

@@ -35,12 +35,14 @@ def after(layer: nn.Module, shape: Shape) -> Shape:
     """Shape of what a layer without parts makes of ``shape``, samples first."""
     if isinstance(layer, nn.Linear):
         return (*shape[:-1], layer.out_features)
+    if isinstance(layer, nn.Embedding):
+        return (*shape, layer.embedding_dim)
     if isinstance(layer, nn.Flatten):
         return shape[0], torch.Size(shape[1:]).numel()
     if isinstance(layer, nn.AdaptiveAvgPool2d):
         return (*shape[:2], 1, 1)
-    if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
-        channels = layer.out_channels if isinstance(layer, nn.Conv2d) else shape[1]
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.MaxPool2d)):
+        channels = shape[1] if isinstance(layer, nn.MaxPool2d) else layer.out_channels
         kernel, stride, padding = map(_both, (layer.kernel_size, layer.stride, layer.padding))
         image = zip(shape[2:], kernel, stride, padding)
         return shape[0], channels, *((n + 2 * p - k) // s + 1 for n, k, s, p in image)

@@ -73,7 +73,11 @@ BAD_ARRAYS = {
     "2-d labels": ({"x": GOOD_X, "y": GOOD_Y[:, None]}, "(3, 1)"),
     "length": ({"x": GOOD_X, "y": np.array([0, 1])}, "expected 2 rows"),
     "empty": ({"x": GOOD_X[:0], "y": GOOD_Y[:0]}, "empty"),
-    "wide integer x": ({"x": np.zeros((3, 2), np.int64), "y": GOOD_Y}, "int64"),
+    "wide integer x": (
+        {"x": np.array([[0], [1], [-(2**24) - 1]]), "y": GOOD_Y},
+        "int64 and the value -16777217; valid are whole numbers up to 16777216",
+    ),
+    "no numbers": ({"x": np.zeros((3, 2), bool), "y": GOOD_Y}, "bool, expected uint8 images"),
     "flat bytes": ({"x": np.zeros((3, 2), np.uint8), "y": GOOD_Y}, "(3, 2)"),
     "flat floats": ({"x": np.zeros(3), "y": GOOD_Y}, "(3,)"),
     "names": (

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["ClientData", "Federation", "describe", "load_clients", "prepare", "resolved"]
 
 
-def prepare(data: Data, seed: int) -> Federation:
+def prepare(data: Data, seed: int, vocabulary: int = 0) -> Federation:
     """See ``preparation.prepare``."""
     from amn_mpi.data import preparation
 
-    return preparation.prepare(data, seed)
+    return preparation.prepare(data, seed, vocabulary)
 
 
-def describe(data: Data, seed: int) -> Federation:
+def describe(data: Data, seed: int, vocabulary: int = 0) -> Federation:
     """See ``preparation.describe``."""
     from amn_mpi.data import preparation
 
-    return preparation.describe(data, seed)
+    return preparation.describe(data, seed, vocabulary)
 
 
 def resolved(data: Data) -> Data:

@@ -1,9 +1,9 @@
 """A user's own data: an HDF5 (.h5, .hdf5) or NumPy (.npz) file with arrays ``x`` and ``y``.
 
-``x``: n rows; uint8 images (n, h, w), (n, h, w, c) with c 1 or 3, or (n, c, h, w); or floats,
-int8, int16 or int32 of any shape. ``y``: n integers from 0 up. Optional: ``class_names``, one string
-for each label; ``client``, the owner of each sample (n integers or strings), which makes the clients
-the data's own; and with it ``test``, n booleans, the samples kept for its owner's test.
+``x``: n rows; uint8 images (n, h, w), (n, h, w, c) with c 1 or 3, or (n, c, h, w); or floats or whole
+numbers of any shape, such as tokens (n, length). ``y``: n integers from 0 up. Optional: ``class_names``,
+one string for each label; ``client``, the owner of each sample (n integers or strings), which makes the
+clients the data's own; and with it ``test``, n booleans, the samples kept for its owner's test.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".h5", ".hdf5", ".npz")
 KEYS = ("x", "y", "class_names", "client", "test")
-# Wider integers are more likely row numbers or tokens than measurements.
 NUMBERS = ("int8", "int16", "int32")
+WIDE = 2**24  # float32 holds whole numbers up to it; beyond are row numbers, not tokens or measurements
 
 
 def locate(data: Data) -> dict[str, Path]:
@@ -159,12 +159,12 @@ def _channels_first(path: Path | str, x: np.ndarray) -> np.ndarray:
 
 def _floats(path: Path | str, x: np.ndarray) -> np.ndarray:
     """Finite float32; checked after the conversion, which can overflow."""
-    if not np.issubdtype(x.dtype, np.floating) and x.dtype.name not in NUMBERS:
-        raise UserError(
-            f"{path}: x has type {x.dtype}, expected uint8 images, floats, or {', '.join(NUMBERS)}"
-        )
+    if not np.issubdtype(x.dtype, np.floating) and not np.issubdtype(x.dtype, np.integer):
+        raise UserError(f"{path}: x has type {x.dtype}, expected uint8 images, floats or whole numbers")
     if x.ndim < 2:
         raise UserError(f"{path}: x has shape {x.shape}, expected (n, features) or more")
+    if np.issubdtype(x.dtype, np.integer) and x.dtype.name not in NUMBERS:
+        _check_wide(path, x)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32, copy=False)
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
@@ -174,6 +174,15 @@ def _floats(path: Path | str, x: np.ndarray) -> np.ndarray:
             f"{len(x)} rows, first in row {finite.argmin()}"
         )
     return x
+
+
+def _check_wide(path: Path | str, x: np.ndarray) -> None:
+    for value in (x.min(), x.max()):
+        if abs(int(value)) > WIDE:
+            raise UserError(
+                f"{path}: x has type {x.dtype} and the value {value}; valid are whole numbers up to {WIDE}, "
+                "which float32 holds exactly, or floats"
+            )
 
 
 def _names(path: Path, y: np.ndarray, given: np.ndarray | None) -> tuple[np.ndarray, list[str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amn_mpi.data import cache, own_clients
+from amn_mpi.data import cache, own_clients, tokens
 from amn_mpi.data.cache_place import folder, identity, stem
 from amn_mpi.data.federation import Federation, plan
 from amn_mpi.data.readers import reader
@@ -41,27 +41,35 @@ KEYS = (
 )
 
 
-def describe(data: Data, seed: int) -> Federation:
-    """The federation without its samples: reads the data set, writes nothing."""
+def describe(data: Data, seed: int, vocabulary: int = 0) -> Federation:
+    """The federation without its samples: reads the data set, writes nothing. See ``prepare``."""
     source = reader(data)
-    found = plan(own_clients.read(source, data, source.locate(data)), data, seed)
+    raw = own_clients.read(source, data, source.locate(data))
+    found = plan(raw, data, seed)
+    tokens.check(raw, found, vocabulary)
     return hold_back(hold_out(found.federation, data.validation, found.y), data, seed)
 
 
-def prepare(data: Data, seed: int) -> Federation:
+def prepare(data: Data, seed: int, vocabulary: int = 0) -> Federation:
     """The federation, its samples in a cache file that is written if it is not there or damaged.
 
-    Raises ``UserError`` when the data set cannot be read or the cache not be written.
+    Args:
+        vocabulary: samples have to be tokens below it; 0: any numbers.
+
+    Raises ``UserError`` when the data set cannot be read or the cache not be written, and where a sample
+    is no token.
     """
     source = reader(data)
     files = source.locate(data)
     path = folder(data) / f"{stem(data)}-{_key(data, seed, files)}.h5"
     found = cache.read(path)
-    if found is not None:
+    if found is not None and tokens.fit(found, vocabulary):  # else it is read for its clients' names
         own_clients.forget()
         return _validated(found, data, seed)
     raw = own_clients.read(source, data, files)
-    cache.write(path, plan(raw, data, seed), raw.x)
+    planned = plan(raw, data, seed)
+    tokens.check(raw, planned, vocabulary)
+    cache.write(path, planned, raw.x)
     own_clients.remember(raw, data, files)
     found = cache.read(path)
     if found is None:
