@@ -27,7 +27,7 @@ MB = 2**20
 # Python, torch and MPI in one rank before any work; the libraries' part is shared on a host.
 BASE, SHARED = 250 * MB, 100 * MB
 COVERED = 32 * MB  # of a batch's activations
-MOST = 2**32  # parameters of a model, 17 GB; the blocks of far more take minutes to count
+MOST = 2**32  # parameters of a network for tokens, 17 GB; the blocks of far more take minutes to count
 FLOAT, FIXED = 4, 8  # bytes of a parameter, and of one in the 64-bit sum of a mean
 
 
@@ -75,12 +75,13 @@ def layout_of(config: Config, fed: Federation) -> ParameterLayout:
         with torch.device("meta"):
             layout = ParameterLayout.of(models.build(config.model, fed.shape, fed.classes, config.seed))
     except (RuntimeError, OverflowError):
-        layout = None
-    if layout is not None and layout.size <= MOST:
-        return layout
-    keys = ("hidden", "vocabulary", "embedding") if config.model.tokens else ("hidden",)
-    told = ", ".join(f"model.{name} = {getattr(config.model, name)}" for name in keys)
-    raise ConfigError(f"{told}: valid are numbers whose model has at most {MOST:,} parameters")
+        hidden = config.model.hidden
+        raise ConfigError(f"model.hidden = {hidden}: valid is a number whose model can be stored") from None
+    if config.model.tokens and layout.size > MOST:
+        keys = ("vocabulary", "embedding", "hidden")
+        told = ", ".join(f"model.{name} = {getattr(config.model, name)}" for name in keys)
+        raise ConfigError(f"{told}: {layout.size:,} parameters; valid is a model of at most {MOST:,}")
+    return layout
 
 
 def check(config: Config, fed: Federation) -> None:

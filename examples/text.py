@@ -1,4 +1,4 @@
-"""Tokens out of real text: ``python examples/text.py tokens.npz``, and with a number of tokens after it, 2000.
+"""Tokens out of real text: ``python examples/text.py FILE.npz [VOCABULARY]``; of 2000 tokens by default.
 
 The text is what Python's own standard library says about itself. A sample is the docstring of a class or
 function, its label the field that its module is of, and a client holds the docstrings of some modules.
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 FIELDS = {
-    "network": "http urllib email smtplib ftplib imaplib poplib socket socketserver ssl xmlrpc wsgiref asyncio",
+    "network": "http urllib email smtplib ftplib imaplib poplib socket socketserver ssl xmlrpc asyncio",
     "files": "pathlib shutil os tempfile zipfile tarfile gzip bz2 lzma io glob posixpath ntpath mailbox dbm",
     "windows": "tkinter turtle turtledemo idlelib curses cmd",
     "data": "collections datetime calendar decimal fractions statistics random heapq json csv pickle xml",

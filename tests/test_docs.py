@@ -21,7 +21,13 @@ import numpy as np
 import pytest
 from pages import COMMANDS, FASHION, TEXTS, Command, blocks, of_kind
 from running import REPOSITORY, environment, result, run, run_each
+from test_data_natural import client_files, held, leaf, pfllib
 
+from amn_mpi.config import Data
+from amn_mpi.data import load_clients, prepare
+
+# A user's own data, as docs/own.md calls it.
+OWN_DATA = {"hospitals": client_files, "PFLlib/dataset/MNIST": pfllib, "leaf/data/femnist/data": leaf}
 ENDS_AT_ONCE = {"--help", "--version", "--print_config"}
 
 
@@ -41,6 +47,7 @@ def placed(words: tuple[str, ...], folder: Path) -> list[str]:
     """With this test's folders in place of a user's."""
     given = os.environ.get("AMN_DATA", "DIR")
     known = {"my.yaml": str(folder / "my.yaml"), "DIR": given, "$DATA": given}
+    known |= {name: str(folder / name) for name in ("tokens.npz", *OWN_DATA)}
     changed = [known.get(word, word).replace("$SCRATCH", str(folder)) for word in words if word != "..."]
     return [re.sub(r"^runs/", f"{folder}/runs/", word) for word in changed]
 
@@ -64,6 +71,10 @@ def trains(command: Command) -> bool:
     return command.kind == "amn_mpi.main" and not ENDS_AT_ONCE & set(command.words)
 
 
+def makes_data(command: Command) -> bool:
+    return command.kind == "script" and command.words[-1].endswith(".npz")
+
+
 def alone(command: Command) -> bool:
     return trains(command) and not command.ranks and "--dry_run" not in command.words
 
@@ -74,6 +85,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     (own,) = [block for language, block in blocks(TEXTS["README.md"]) if language == "yaml"]
     (folder / "my.yaml").write_text(own)
+    for name, make in OWN_DATA.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        make(folder / name, held())
+    for one in filter(makes_data, COMMANDS):
+        subprocess.run([sys.executable, *placed(one.words, folder)], cwd=REPOSITORY, check=True)
     together = [one for one in COMMANDS if trains(one) and not alone(one) and not missing(one.words)]
     # What goes on in a folder comes a second time, as its user would give it.
     again = [one for one in together if "--resume" in one.words]
@@ -196,6 +212,14 @@ def check_source(command: Command, folder: Path) -> None:
     assert name in made
 
 
+def check_script(command: Command, folder: Path) -> None:
+    """Only what makes data for other commands is run."""
+    if makes_data(command):
+        assert Path(placed(command.words, folder)[-1]).exists()
+    else:
+        check_existing(command, folder)
+
+
 def check_existing(command: Command, folder: Path) -> None:
     """A script or test files that there are; its options are looked at in ``test_readme.py``."""
     files = [word for word in command.words if not word.startswith("-")]
@@ -250,7 +274,7 @@ KINDS: dict[str, Callable[[Command, Path], None]] = {
     "wandb": check_wandb,
     "venv": check_module,
     "pytest": check_existing,
-    "script": check_existing,
+    "script": check_script,
     "make": check_make,
     "sbatch": check_sbatch,
     "pip": check_pip,
@@ -269,6 +293,21 @@ def test_every_command_is_of_a_known_kind() -> None:
 @pytest.mark.parametrize("command", [one for one in COMMANDS if one.kind in KINDS], ids=str)
 def test_command(command: Command, ran: Path) -> None:
     KINDS[command.kind](command, ran)
+
+
+def test_a_table_is_standardised_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block of Python, on columns of very different scale with holes."""
+    (block,) = [text for language, text in blocks(TEXTS["docs/own.md"]) if "table.npz" in text]
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(60, 4)) * [1, 1e5, 1e-3, 0] + [0, 1e6, 0, 7]
+    x[3, 1] = np.nan
+    known = {"np": np, "x": x, "y": np.arange(60) % 2, "owner": np.arange(60) // 20}
+    monkeypatch.chdir(tmp_path)
+    exec(block, {**known, "train": np.arange(60) % 4 > 0})  # noqa: S102  # our own page
+    fed = prepare(Data(name="table.npz", cache=str(tmp_path / "cache")), 0)
+    held = np.concatenate([x for c in load_clients(fed, range(3)) for x in (c.x_train, c.x_test)])
+    assert fed.clients == 3 and np.isfinite(held).all()
+    np.testing.assert_allclose(held.std(0), [1, 1, 1, 0], atol=0.25)
 
 
 def test_the_same_on_another_number_of_ranks(ran: Path) -> None:
