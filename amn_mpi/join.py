@@ -148,7 +148,7 @@ def _open(stack: contextlib.ExitStack, argv: Sequence[str], comm: Communicator) 
     raw = arrivals.read(request.data, network.fed)
     out = _folder(stack, request.out, config) if request.out else None
     place = folder(Data()) if comm.size > 1 else Path(tempfile.gettempdir())
-    late = stack.enter_context(arrivals.prepared(raw, network.fed, config.data, config.seed, place))
+    late = stack.enter_context(arrivals.prepared(raw, network.fed, config, place))
     fed = dataclasses.replace(network.fed, newcomers=late)
     return Held(request, network, fed, raw.client_names, reader, out)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amn_mpi.config import Config, Model
 from amn_mpi.data import Federation, arrivals
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.rng import generator
@@ -146,3 +147,19 @@ def test_what_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
         ConfigError, match=rf"--data {name}: .*; valid is a file that ends in .h5, .hdf5, .npz"
     ):
         arrivals.read(name, federation())
+
+
+def test_tokens_that_the_run_did_not_know(tmp_path: Path) -> None:
+    fed = federation(x_dtype="<f4", shape=[3], scale=1.0, shift=0.0)
+    config = Config(model=Model(name="text", vocabulary=8))
+    for last, says in ((8, "has the token 8"), (7, "")):
+        texts = np.array([[1, 2, 0], [3, last, 0], [4, 5, 6], [1, 0, 0]])
+        raw = arrivals.read(written(tmp_path, x=texts, y=np.arange(4)), fed)
+        if not says:
+            with arrivals.prepared(raw, fed, config, tmp_path) as late:
+                assert late.clients == 1
+            continue
+        with pytest.raises(UserError, match=says) as refusal:
+            arrivals.prepared(raw, fed, config, tmp_path).__enter__()
+        assert "client 0 (mine)" in str(refusal.value) and "to 7" in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.npz"]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from amn_mpi.config import Data
-from amn_mpi.data import arrays, cache
+from amn_mpi.config import Config, Data
+from amn_mpi.data import arrays, cache, tokens
 from amn_mpi.data.federation import Federation, Plan
 from amn_mpi.data.natural import within
 from amn_mpi.data.raw import Raw
@@ -30,18 +30,21 @@ SHOWN = 10  # class names in one line
 
 
 @contextmanager
-def prepared(raw: Raw, fed: Federation, data: Data, seed: int, folder: Path) -> Iterator[Federation]:
+def prepared(raw: Raw, fed: Federation, config: Config, folder: Path) -> Iterator[Federation]:
     """Newcomers whose samples lie in a file, for all ranks, until the ``with`` ends.
 
     Args:
-        raw: of ``read``. fed: the clients that trained. data, seed: of their run.
+        raw: of ``read``. fed: the clients that trained. config: of their run.
 
     Raises:
-        UserError: somebody has no sample to train on or to be tested on, or the file cannot be written.
+        UserError: somebody has no sample to train on or to be tested on, or one that is no token where the
+            run had texts, or the file cannot be written.
     """
     path = folder / f"newcomers-{secrets.token_hex(8)}.h5"
     try:
-        cache.write(path, plan(raw, fed, data.test_fraction, seed), raw.x)
+        planned = plan(raw, fed, config.data.test_fraction, config.seed)
+        tokens.check(raw, planned, config.model.tokens)
+        cache.write(path, planned, raw.x)
         found = cache.read(path)
         if found is None:
             raise UserError(f"{path}: was written, but does not read back; set $AMN_CACHE to another folder")
