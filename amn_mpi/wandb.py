@@ -76,7 +76,7 @@ class WandB(Callback):
         self._shared = wandb.run is not None  # somebody's own, in a script
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         target = self._folder / "wandb"
-        earlier = list(target.glob(f"offline-run-*-{self._id}"))
+        earlier = list(target.glob(f"offline-run-*-{self._id}*"))  # a second one of the same second: ID-1
         with _variables({f"WANDB_{name}": str(target / "cache") for name in OWN}):
             self._run = wandb.init(
                 id=self._id,
@@ -90,7 +90,7 @@ class WandB(Callback):
                 settings=wandb.Settings(**QUIET),
             )
         for path in earlier:
-            if path.name not in str(self._run.dir):
+            if path.name not in Path(self._run.dir).parts:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _again(self) -> None:

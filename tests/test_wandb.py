@@ -176,6 +176,21 @@ def test_nothing_is_left_behind(lived: tuple[Path, dict[str, Any]]) -> None:
     assert not (folder / "wandb" / "cache" / "wandb" / "settings").exists()
 
 
+def test_one_folder_stays_where_several_begin_within_a_second(tmp_path: Path) -> None:
+    """The library then numbers them, ...-ID and ...-ID-1."""
+    from amn_mpi.wandb import WandB
+
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"round": 1, "seconds": 1.0}) + "\n")
+    facts = {"layers": ["a"], "ranks": 1, "clients": 1, "parameters": 1, "done": 0}
+    told = WandB()
+    told.begin({}, tmp_path, facts)
+    for _ in range(4):
+        told._again()
+    told.end({})
+    told.close()
+    assert [row["round"] for row in Kept(tmp_path).rows] == [1]
+
+
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" not in p])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
