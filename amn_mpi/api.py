@@ -86,7 +86,7 @@ class _Call(main.Work):
         self._layers = layers
 
     def asked_for(self, comm: Communicator, argv: object) -> tuple[Any, bool]:
-        return (resolved(self._layers) if comm.is_server else None), False
+        return (main.with_own_clients(resolved(self._layers)) if comm.is_server else None), False
 
 
 def resolved(layers: tuple[Layer, ...]) -> Any:

@@ -172,9 +172,14 @@ def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
         except BrokenPipeError:  # --help | head
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return None, False
+    return with_own_clients(config), dry
+
+
+def with_own_clients(config: Config) -> Config:
+    """With the real number of clients where the data has its own; on rank 0. Raises UserError."""
     from amn_mpi import data
 
-    return dataclasses.replace(config, data=data.resolved(config.data)), dry
+    return dataclasses.replace(config, data=data.resolved(config.data))
 
 
 def _needed(comm: Communicator, config: Config) -> bool:

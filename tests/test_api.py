@@ -42,9 +42,12 @@ def test_the_example_gives_what_the_command_gives(tmp_path: Path) -> None:
 def test_errors_come_to_every_rank_and_the_ranks_live_on(tmp_path: Path) -> None:
     """Wrong configurations, data, folders and divergence; after each the next call works."""
     env = {"AMN_CACHE": tmp_path / "cache", "CUDA_VISIBLE_DEVICES": ""}
+    owner = np.repeat(np.arange(2), 30)
+    np.savez(tmp_path / "own.npz", x=np.eye(60, dtype=np.float32), y=np.arange(60) % 2, client=owner)
     done = run(tmp_path, ranks=4, script=SCRIPT, env=env)
     assert done.returncode == 0, done.stderr
-    assert all("1 stay idle" in line for line in done.stderr.splitlines())
+    lines = [line for line in done.stderr.splitlines() if "own.npz has 2 clients" not in line]
+    assert len(lines) == len(done.stderr.splitlines()) - 1 and all("1 stay idle" in line for line in lines)
     heard = [json.loads((tmp_path / f"heard-{rank}.json").read_text()) for rank in range(4)]
     kinds = ["ConfigError", "ConfigError", "UserError", "UserError", "UserError", "Diverged", "UserError"]
     assert [kind for kind, _ in heard[0]["errors"]] == kinds
@@ -61,6 +64,7 @@ def test_errors_come_to_every_rank_and_the_ranks_live_on(tmp_path: Path) -> None
     assert heard[0]["sha"] == result(tmp_path / "good-2")["models_sha256"]
     assert heard[0]["again"] == heard[0]["sha"], "a finished run gives back its result"
     assert [each["sha"] for each in heard[1:]] == [None] * 3
+    assert (heard[0]["own"]["clients"], heard[0]["own"]["labels"]) == (2, "own"), "as on the command line"
 
 
 def test_what_nobody_catches_ends_all_ranks_with_one_line(tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ BAD_ARRAYS = {
         {"x": GOOD_X, "y": np.array([0, 3, 3]), "class_names": np.array(["a", "b"])},
         "has 2 entries, expected at least 4",
     ),
+    "a name twice": (
+        {"x": GOOD_X, "y": np.array([0, 2, 2]), "class_names": np.array(["a", "b", "a"])},
+        "class_names has a for two labels",
+    ),
+    "no labels": ({"x": GOOD_X, "y": np.zeros(0)}, "y is empty"),
 }
 
 
@@ -109,6 +114,30 @@ def test_cut_array_file(tmp_path: Path, array_path: Path) -> None:
     save(array_path, x=np.zeros((300, 20), np.float32), y=np.arange(300))
     array_path.write_bytes(array_path.read_bytes()[:-2000])
     assert "cannot be read as" in refused(tmp_path, array_path)
+
+
+def test_one_array_under_the_name_of_an_archive(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", GOOD_X)
+    path = (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    assert "single array" in refused(tmp_path, path)
+
+
+def test_encrypted_archive(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz", x=GOOD_X, y=GOOD_Y)
+    held = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # of each file, and in the table of contents
+        at = held.find(mark)
+        while at >= 0:
+            held[at + flags] |= 1
+            at = held.find(mark, at + 4)
+    path.write_bytes(held)
+    assert "encrypted" in refused(tmp_path, path)
+
+
+def test_hdf5_with_a_damaged_table_of_contents(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.h5", x=GOOD_X, y=GOOD_Y)
+    path.write_bytes(path.read_bytes().replace(b"TREE", b"TREF").replace(b"HEAP", b"HEAQ"))
+    assert "cannot be read as h5" in refused(tmp_path, path)
 
 
 def test_array_file_that_is_not_there(tmp_path: Path) -> None:

@@ -308,6 +308,10 @@ def test_bad_folders_of_pfllib(tmp_path: Path) -> None:
     assert "x is no array of numbers" in told("j", lambda p: save(p, "train/0.npz", words))
     empty = {"x": np.zeros((0, 4), np.float32), "y": np.zeros(0, np.int64)}
     assert "train/4.npz: y is empty" in told("k", lambda p: save(p, "train/4.npz", empty))
+    scalar = {"x": np.zeros((1, 4), np.float32), "y": np.array(1)}
+    assert "test/4.npz: y has shape ()" in told("l", lambda p: save(p, "test/4.npz", scalar))
+    for name, classes in (("m", -1), ("n", 10**12)):
+        assert f"num_classes = {classes}; valid is 1 to 65536" in told(name, nothing, num_classes=classes)
 
 
 def test_bad_leaf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,6 +338,14 @@ def test_bad_leaf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "user f0000: x is text; valid are numbers" in told(spoilt(user_data=speech))
     ragged = {**speech, "f0000": {**one, "x": [[1.0, 2.0], *one["x"][1:]]}}
     assert "samples of different lengths" in told(spoilt(user_data=ragged))
+    half = root / "test" / "all_data_0_niid_0_keep_0_test_9.json"
+    tree = json.loads(half.read_text())
+    user = {**tree["user_data"], "f0001": {**tree["user_data"]["f0001"], "y": 1}}
+    path.write_text(good)
+    sound = half.read_text()
+    half.write_text(json.dumps({"users": tree["users"], "user_data": user}))
+    assert "user f0001: y has shape ()" in refused(tmp_path, root)
+    half.write_text(sound)
     path.write_text(spoilt(users=["f0001"], num_samples=[30]))
     assert prepare(wanted(root), 0).train.tolist() == [30, 18, 45, 24]
     assert "1 users are only in train/ or only in test/" in capsys.readouterr().err

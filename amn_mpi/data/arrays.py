@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5", ".hdf5", ".npz")
 KEYS = ("x", "y", "class_names", "client", "test")
 NUMBERS = ("int8", "int16", "int32")
+# What NumPy, zipfile and HDF5 raise for damaged files; the last one where they are encrypted, too.
+BROKEN = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, RuntimeError)
 WIDE = 2**24  # float32 holds whole numbers up to it; beyond are row numbers, not tokens or measurements
 
 
@@ -100,16 +103,17 @@ def load(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray | None]:
     loader = _load_npz if path.suffix == ".npz" else _load_hdf5
     try:
         return loader(path, keys)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({reason})") from None
 
 
 def _load_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray | None]:
-    with np.load(path, allow_pickle=False) as file:
-        # A lone .npy file under this name loads as an array, which has no keys.
-        keys = getattr(file, "files", [])
-        return {key: file[key] if key in wanted else None for key in keys}
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        raise ValueError("it is a single array, a .npy file; write it with np.savez(file, x=..., y=...)")
+    with loaded as file:
+        return {key: file[key] if key in wanted else None for key in file.files}
 
 
 def _load_hdf5(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray | None]:
@@ -132,10 +136,10 @@ def _dataset(item: object) -> np.ndarray | None:
 
 def check_labels(path: Path | str, x: np.ndarray, y: np.ndarray) -> None:
     """Raises ``UserError`` unless y is (n,) integers from 0 up and x has n samples."""
+    if y.size == 0:
+        raise UserError(f"{path}: y is empty")
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise UserError(f"{path}: y has shape {y.shape} and type {y.dtype}, expected (n,) integers")
-    if len(y) == 0:
-        raise UserError(f"{path}: y is empty")
     if x.ndim == 0 or len(x) != len(y):
         raise UserError(f"{path}: x has shape {x.shape}, expected {len(y)} rows, as many as y")
     if 0 in x.shape:
@@ -196,4 +200,8 @@ def _names(path: Path, y: np.ndarray, given: np.ndarray | None) -> tuple[np.ndar
             f"{path}: class_names has {len(names)} entries, expected at least "
             f"{values[-1] + 1}, since y goes up to {values[-1]}"
         )
-    return labels.astype(np.int64), [names[v] for v in values]
+    used = [names[v] for v in values]
+    twice = [name for name, count in Counter(used).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: class_names has {twice[0]} for two labels, expected another name for each")
+    return labels.astype(np.int64), used

@@ -47,7 +47,7 @@ def _in_both(parts: dict[tuple[str, bool], Part], root: Path) -> list[Part]:
     if alone:
         told = f"{alone} users are only in train/ or only in test/ and are left out"
         print(f"amn_mpi: warning: {root}: {told}", file=sys.stderr, flush=True)
-    return [part for part in kept if len(part.y) or not part.test]
+    return [part for part in kept if part.y.size or not part.test]
 
 
 def _users(path: Path, test: bool) -> Iterator[Part]:

@@ -47,6 +47,7 @@ BROKEN = (
     pickle.UnpicklingError,
     RuntimeError,
 )
+MOST = 2**16  # classes: every client has a count of each
 
 
 class Forbidden(Exception):
@@ -79,7 +80,7 @@ def read(files: dict[str, Path]) -> Raw:
         )
     parts = [_part(files[f"{half}/{name}"], name, half == "test") for half in halves for name in clients]
     return pooled(
-        [part for part in parts if len(part.y) or not part.test], True, config.get("num_classes", 0)
+        [part for part in parts if part.y.size or not part.test], True, config.get("num_classes", 0)
     )
 
 
@@ -93,7 +94,11 @@ def _config(path: Path | None) -> dict[str, int]:
         raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds {type(found).__name__}, expected num_clients, num_classes, ...")
-    return {key: value for key, value in found.items() if type(value) is int}
+    numbers = {key: value for key, value in found.items() if type(value) is int}
+    classes = numbers.get("num_classes", 1)
+    if not 1 <= classes <= MOST:
+        raise UserError(f"{path}: num_classes = {classes}; valid is 1 to {MOST}")
+    return numbers
 
 
 def _part(path: Path, client: str, test: bool) -> Part:

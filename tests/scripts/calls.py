@@ -42,8 +42,10 @@ def main() -> None:
             errors.append((type(error).__name__, str(error)))
     good = amn_mpi.train(SMALL, {"out": folder / "good-2", "data.clients": 3})
     again = amn_mpi.train(SMALL, {"out": folder / "good-2", "data.clients": 3, "resume": "auto"})
+    own = amn_mpi.train(SMALL, {"out": folder / "own", "data.name": folder / "own.npz", "data.clients": 9})
     rank = int(os.environ.get("PMI_RANK", 0))
     heard = {"errors": errors, "sha": good.get("models_sha256"), "again": again.get("models_sha256")}
+    heard["own"] = own.get("config", {}).get("data")
     (folder / f"heard-{rank}.json").write_text(json.dumps(heard))
 
 
