@@ -43,5 +43,9 @@ class Stopped(UserError):
         return Stopped, self._made
 
 
+class Misdeclared(TypeError):
+    """A method returns something else than it declares: its author hears of it in one line."""
+
+
 class Interrupted(Exception):
     """Between two steps: all ranks are to stop. Training and evaluation end early where they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def _check(options: Model, shape: Shape, classes: int) -> None:
         one.eval()
         for n in (1, 2):
             with torch.no_grad():
-                _passed(name, one, n, shape, classes)
+                _passed(name, one, torch.zeros(n, *shape), classes)
             if ParameterLayout.of(one) != layout:
                 _refuse(name, "the network's parameters change with its input; valid are fixed ones")
         _check_training(name, other, shape, classes)
@@ -87,7 +88,8 @@ def _check_training(name: str, module: nn.Module, shape: Shape, classes: int) ->
     """As the engine does it: without running statistics a module stays in the mode for training."""
     module.train()
     drawn = torch.get_rng_state()
-    scores = _passed(name, module, 2 if ParameterLayout.of(module).normalised else 1, shape, classes)
+    n = 2 if ParameterLayout.of(module).normalised else 1
+    scores = _passed(name, module, torch.zeros(n, *shape), classes)
     if not torch.equal(torch.get_rng_state(), drawn):
         _refuse(
             name, "the network draws random numbers in training (dropout?); results would depend on ranks"
@@ -96,15 +98,59 @@ def _check_training(name: str, module: nn.Module, shape: Shape, classes: int) ->
         _refuse(name, "its scores do not depend on its parameters, as far as autograd can see")
 
 
-def _passed(name: str, module: nn.Module, n: int, shape: Shape, classes: int) -> torch.Tensor:
-    """Scores of ``n`` samples of zeros."""
-    found = _tried(name, f"the network given {(n, *shape)}", lambda: module(torch.zeros(n, *shape)))
+def check_samples(options: Model, samples: Iterable[torch.Tensor], shape: Shape, classes: int) -> None:
+    """Whether the network takes what clients have, and stays as it is: zeros do not tell all.
+
+    Args:
+        samples: batches, (n, *shape) each; on the rank that has them.
+
+    Raises:
+        ConfigError: it cannot be trained on them; the line says why.
+    """
+    from amn_mpi import models
+
+    module = models.build(options, shape, classes, 0)
+    before = {n: (p, p.detach().clone()) for n, p in module.named_parameters()}
+    normalised = ParameterLayout.of(module).normalised
+    with torch.random.fork_rng(devices=[]):
+        for x in samples:
+            module.train(len(x) > 1 or not normalised)
+            scores, again = (_passed(options.name, module, x, classes) for _ in range(2))
+            _check_unchanged(options.name, module, before)
+            if not torch.equal(scores.nan_to_num(), again.nan_to_num()):
+                _refuse(options.name, "the network gives other scores for the same samples each time")
+            _differentiated(options.name, module, scores)
+
+
+def _check_unchanged(name: str, module: nn.Module, before: Mapping[str, tuple[nn.Parameter, Any]]) -> None:
+    now = dict(module.named_parameters())
+    if now.keys() != before.keys() or any(now[n] is not p for n, (p, _) in before.items()):
+        _refuse(name, "the network's parameters change with its input; valid are fixed ones")
+    if not all(torch.equal(p, value) for p, value in before.values()):
+        _refuse(name, "the network alters its parameters when it is called; valid is to let training do it")
+
+
+def _differentiated(name: str, module: nn.Module, scores: torch.Tensor) -> None:
+    parameters = list(module.parameters())
+    _tried(
+        name,
+        "the gradient of its scores",
+        lambda: torch.autograd.grad(scores.sum(), parameters, allow_unused=True),
+    )
+
+
+def _passed(name: str, module: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
+    """Scores of ``x``."""
+    n = len(x)
+    found = _tried(name, f"the network given {tuple(x.shape)}", lambda: module(x.clone()))
     if not isinstance(found, torch.Tensor):
         _refuse(name, f"the network gives {type(found).__name__}; valid is a tensor of scores (n, {classes})")
     if tuple(found.shape) != (n, classes):
         _refuse(name, f"for {n} samples the network gives {tuple(found.shape)}; valid is {(n, classes)}")
     if found.dtype != torch.float32:
         _refuse(name, f"the network gives {found.dtype}; valid is torch.float32")
+    if found.device != x.device:
+        _refuse(name, f"the network gives scores on {found.device}; valid is the device of its samples")
     return found
 
 
@@ -137,7 +183,7 @@ def _tried(name: str, what: str, work: Any) -> Any:
         return work()
     except (Stopped, Interrupted, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         raise ConfigError(
             f"model.name = {name}: {what} fails: {plugin.told(error, plugin.path_of(name))}"
         ) from None

@@ -24,10 +24,10 @@ STARTED = time.monotonic()
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # one thread a rank; torch's is set from the config
 
-from amn_mpi import signals
+from amn_mpi import plugin, signals
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
-from amn_mpi.errors import Diverged, Interrupted, Stopped, UserError
+from amn_mpi.errors import Diverged, Interrupted, Misdeclared, Stopped, UserError
 from amn_mpi.startup import Startup
 
 if TYPE_CHECKING:
@@ -77,11 +77,13 @@ def _end(comm: Communicator, error: BaseException) -> NoReturn:
 
 
 def account(error: BaseException, comm: Communicator) -> str:
-    """One line where memory ran out, for that is no bug; else the traceback."""
+    """One line where memory ran out or a user's own file went wrong, which is no bug; else the traceback."""
     where = f"on rank {comm.rank} ({comm.host})"
     reason = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "allocate memory" in reason or "out of memory" in reason:
         return f"amn_mpi: out of memory {where}: {reason}; --dry_run shows what a run needs"
+    if own := str(error) if isinstance(error, Misdeclared) else plugin.culprit(error):
+        return f"amn_mpi: error {where}: {own}"
     return f"amn_mpi: error {where}:\n{traceback.format_exc()}"
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from amn_mpi.methods.base import Method
 
 FORM = "FILE.py:NAME"
+_loaded: dict[str, dict[str, None]] = {}  # configuration key -> the names that were looked up for it
 
 
 def is_file(name: object) -> bool:
@@ -88,6 +89,8 @@ def method(name: str, key: str = "method.name") -> type[Method]:
     found = load(name, key)
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ConfigError(f"{key} = {name}: is no subclass of amn_mpi.methods.base.Method")
+    if not found.models:
+        raise ConfigError(f"{key} = {name}: has no models; valid is a name or more, the client's own first")
     if not hasattr(found, "wire"):
         raise ConfigError(f"{key} = {name}: says nothing of what it moves; give it wire = Wire(...)")
     _check_options(getattr(found, "Options", None), f"{key} = {name}")
@@ -106,7 +109,22 @@ def told(error: BaseException, path: str) -> str:
     return f"{f'line {lines[-1]}: ' if lines else ''}{type(error).__name__}: {what}"
 
 
+def culprit(error: BaseException) -> str:
+    """The user's file that an exception came out of, and where, in one line; else empty.
+
+    A network's is whatever passes through its lines; a method's only what they raise themselves, for what it
+    hands to the runtime may go wrong far from there.
+    """
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    for key, among in (("model.name", frames), ("method.name", frames[-1:])):
+        for name in _loaded.get(key, ()):
+            if path_of(name) in among:
+                return f"{key} = {name}: {told(error, path_of(name))}"
+    return ""
+
+
 def path_of(name: str) -> str:
+    """The absolute path in ``FILE.py:NAME``."""
     return str(Path(name.rpartition(":")[0]).expanduser().absolute())
 
 
@@ -143,6 +161,7 @@ def _read(path: str) -> bytes:
 
 def _module(name: str, key: str) -> ModuleType:
     path, text = path_of(name), _source(name, key)
+    _loaded.setdefault(key, {})[name] = None
     unique = f"amn_mpi_own_{zlib.crc32(path.encode()):08x}_{Path(path).stem}"
     if unique in sys.modules:
         return sys.modules[unique]
@@ -158,7 +177,7 @@ def _module(name: str, key: str) -> ModuleType:
         loader.exec_module(module)
     except (Stopped, Interrupted, MemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         del sys.modules[unique]
         raise ConfigError(f"{key} = {name}: the file fails on import: {told(error, path)}") from None
     return module

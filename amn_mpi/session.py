@@ -100,6 +100,8 @@ class Session:
             device = choose_device(config.device, comm.rank_on_host - serving)
         self.device = device
         self.samples = load_samples(fed, clients, config.seed, device)
+        if plugin.is_file(config.model.name):
+            self._check_model(fed)
         # No larger than any client needs; a function of all clients, so the same on every rank.
         most = int(max(fed.train.max(), fed.test.max()))
         local = dataclasses.replace(config.local, batch_size=min(config.local.batch_size, most))
@@ -107,6 +109,14 @@ class Session:
         self._chosen = engines.choose(config, self.module, fed.shape, device)
         self._at_once = activations.together(config, fed, self.layout, device.type)
         self._trained_by = (self.module, self.layout, local, fed.shape, batch, device, comm.step)
+
+    def _check_model(self, fed: data.Federation) -> None:
+        """Raises ConfigError where a user's own network cannot take the first batch of one of its clients."""
+        from amn_mpi import foreign
+
+        size = self.config.local.batch_size
+        batches = (own.x[:size].cpu() for own in self.samples.values())
+        foreign.check_samples(self.config.model, batches, fed.shape, fed.classes)
 
     def load(self, fed: data.Federation, clients: range) -> dict[int, Samples]:
         """A rank's clients of another federation, as tensors where it trains."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from amn_mpi import rng
-from amn_mpi.errors import Interrupted
+from amn_mpi.errors import Interrupted, Misdeclared
 from amn_mpi.exchange import CUT
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Client, Update
@@ -75,28 +75,37 @@ def check(run: Run, update: Update) -> None:
     """What a method returns is what it declares; else its author hears of it in the first turn.
 
     Raises:
-        TypeError: names missing or too many, another number of features, or what the next client's turn
-            would overwrite.
+        Misdeclared: no Update, names missing or too many, state of another shape, another number of features,
+            or what the next client's turn would overwrite.
     """
-    method, who, features = run.method, type(run.method).__name__, update.features
+    method, who = run.method, type(run.method).__name__
+    if not isinstance(update, Update):
+        raise Misdeclared(f"{who}.local_update returned {type(update).__name__}; valid is Update(...)")
+    features = update.features
     for kind, got, declared in (
         ("state", update.state, run.state),
         ("figures", update.figures, method.wire.figures),
     ):
         if set(got) != set(declared):
-            raise TypeError(
+            raise Misdeclared(
                 f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(declared)}"
+            )
+    for name, vector in update.state.items():
+        valid = tuple(run.state[name].shape[1:])
+        if tuple(vector.shape) != valid:
+            raise Misdeclared(
+                f"{who}.local_update returned state {name} of shape {tuple(vector.shape)}, declared {valid}"
             )
     number = 0 if features is None else features.numel()
     if number != method.features:
-        raise TypeError(f"{who}.local_update returned {number} features, declared are {method.features}")
+        raise Misdeclared(f"{who}.local_update returned {number} features, declared are {method.features}")
     shared = list(run.engine.workspaces)
     shared += [run.exchange.up] if method.wire.up == "mean" else []
     workspace = {v.untyped_storage().data_ptr() for v in shared}
     kept = {f"state {name}": vector for name, vector in update.state.items()}
     for what, vector in (kept if features is None else {**kept, "features": features}).items():
         if vector.untyped_storage().data_ptr() in workspace:
-            raise TypeError(f"{who}.local_update returned a workspace as {what}: clone it")
+            raise Misdeclared(f"{who}.local_update returned a workspace as {what}: clone it")
 
 
 def groups(run: Run, members: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

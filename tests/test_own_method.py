@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import plain
 import pytest
-from running import REPOSITORY, result, run_each
+from running import REPOSITORY, one_line, result, run, run_each
 
-from amn_mpi import cli, inspect, matrix, methods
+from amn_mpi import cli, inspect, main, matrix, methods
 from amn_mpi.config import Config
-from amn_mpi.errors import ConfigError
+from amn_mpi.errors import ConfigError, Misdeclared
 from amn_mpi.finished import score_of
 from amn_mpi.runfolder import default_folder
 
@@ -134,6 +135,11 @@ BAD = {
         "have method.a = 0, but valid is a whole number >= 1",
     ),
     "import": ("import not_there", "fails on import: line 4: ModuleNotFoundError"),
+    "way": (
+        "class Mine(FedAvg):\n    wire = Wire('sideways', 'mean')",
+        "Wire(down='sideways'): valid is",
+    ),
+    "models": ("class Mine(FedAvg):\n    models = ()", "has no models"),
 }
 
 
@@ -148,6 +154,50 @@ def test_what_is_no_method(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parsed("--baselines", f"local,{path}")
     assert str(caught.value).startswith(f"baselines = {path}: ") and told in str(caught.value)
+
+
+def test_an_exception_in_it_is_one_line(tmp_path: Path) -> None:
+    """On one rank only, while the others train."""
+    text = (
+        PLAIN
+        + """
+    def local_update(self, client, received, engine):
+        if client.number == 3:
+            raise ValueError("only of the last")
+        return super().local_update(client, received, engine)
+"""
+    )
+    name = written(tmp_path, text)
+    ended = run(*KEYS, "--method.name", name, "--out", tmp_path / "out", ranks=3)
+    assert ended.returncode == 1
+    line = one_line(ended.stderr)
+    assert line.startswith("amn_mpi: error on rank 2 ")
+    assert line.endswith(f"method.name = {name}: line 15: ValueError: only of the last")
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ("None", "Mine.local_update returned NoneType; valid is Update"),
+        ("Update(state={'a': received[0][:3]})", "returned state a of shape (3,), declared (650,)"),
+    ],
+)
+def test_what_is_not_declared(tmp_path: Path, returned: str, says: str) -> None:
+    text = (
+        "from amn_mpi.methods.base import Update\n"
+        + PLAIN
+        + f"""
+    def keeps(self, initial):
+        return {{"a": initial}}
+    def local_update(self, client, received, engine):
+        super().local_update(client, received, engine)
+        return {returned}
+"""
+    )
+    keys = (*KEYS, "--model.name", "linear", "--method.name", written(tmp_path, text))
+    with pytest.raises(Misdeclared) as caught:
+        plain.here(*keys, "--out", tmp_path / "out")
+    assert says in main.account(caught.value, plain.communicator()).splitlines()[0]
 
 
 def test_two_baselines_of_one_name(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from amn_mpi import activations, compiled, foreign, models, params, plugin
 from amn_mpi.config import Config, Data, Model
 from amn_mpi.data import prepare
 from amn_mpi.dense import fully_connected
-from amn_mpi.errors import ConfigError
+from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.methods import fedavg
 
 EXAMPLE = REPOSITORY / "examples" / "own_model.py"
@@ -182,6 +182,60 @@ BAD = {
 def test_what_cannot_be_trained(tmp_path: Path, name: str) -> None:
     text, told = BAD[name]
     assert told in refused(written(tmp_path, text))
+
+
+NETWORK = """
+class N(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(64, 10)
+    def forward(self, x):
+        found = self.a(x.flatten(1))
+        if x.abs().sum() > 0:
+            {}
+        return found
+def build(s, c): return N()
+"""
+BAD_ON_SAMPLES = {
+    "grows": ("self.b = nn.Linear(2, 2)", "parameters change with its input"),
+    "replaces": ("self.a.weight = nn.Parameter(self.a.weight.clone())", "parameters change with its input"),
+    "alters": ("self.a.weight.data.mul_(0.5)", "alters its parameters when it is called"),
+    "raises": ("raise IndexError('index out of\\nrange')", "line 11: IndexError: index out of range"),
+    "exits": ("raise SystemExit(3)", "line 11: SystemExit: 3"),
+    "shape": ("found = found[:, :3]", "for 4 samples the network gives (4, 3); valid is (4, 10)"),
+    "device": ("found = found.to('meta')", "gives scores on meta; valid is the device of its samples"),
+    "numpy": (
+        "import numpy; found = found + float(numpy.random.random())",
+        "other scores for the same samples each time",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ON_SAMPLES)
+def test_what_cannot_be_trained_on_the_samples_that_are_there(tmp_path: Path, name: str) -> None:
+    """Samples of zeros tell nothing of it."""
+    text, told = BAD_ON_SAMPLES[name]
+    path = written(tmp_path, NETWORK.format(text))
+    foreign.check(Model(path), SHAPE, CLASSES)
+    foreign.check_samples(Model(path), [torch.zeros(4, *SHAPE)], SHAPE, CLASSES)
+    with pytest.raises(ConfigError) as caught:
+        foreign.check_samples(Model(path), [torch.ones(4, *SHAPE)], SHAPE, CLASSES)
+    line = str(caught.value)
+    assert line.startswith(f"model.name = {path}: ") and told in line and "\n" not in line
+
+
+def test_it_is_tried_on_the_samples_before_the_first_round(tmp_path: Path) -> None:
+    name = written(tmp_path, NETWORK.format(BAD_ON_SAMPLES["grows"][0]))
+    with pytest.raises(UserError, match="parameters change with its input"):
+        plain.here(*KEYS, "--model.name", name, "--out", tmp_path / "out")
+
+
+def test_an_exception_amid_the_training_is_one_line(tmp_path: Path) -> None:
+    text = NETWORK.format("self.calls = getattr(self, 'calls', 0) + 1\n            assert self.calls < 9")
+    name = written(tmp_path, text)
+    ended = run(*KEYS, "--model.name", name, "--out", tmp_path / "out", ranks=3)
+    assert ended.returncode == 1
+    assert f"model.name = {name}: line 12: AssertionError: " in one_line(ended.stderr)
 
 
 def test_no_such_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Wire:
         figure_kind, feature_kind: the same for the figures, and for the features.
 
     Raises:
-        ValueError: not one kind for each returned vector.
+        ValueError: an unknown way, or not one kind for each returned vector.
     """
 
     down: Literal["none", "broadcast", "rows"]
@@ -50,6 +50,11 @@ class Wire:
     feature_kind: str = "features"
 
     def __post_init__(self) -> None:
+        for name in ("down", "up", "weights"):
+            valid = get_args(get_type_hints(Wire)[name])
+            if getattr(self, name) not in valid:
+                told = ", ".join(valid)
+                raise ValueError(f"Wire({name}={getattr(self, name)!r}): valid is one of {told}")
         if len(self.kinds) != max(1, self.returned):
             raise ValueError(
                 f"Wire(returned={self.returned}, kinds={self.kinds}): {len(self.kinds)} kinds; valid is "
