@@ -5,6 +5,7 @@ All of it on rank 0. A callback that raises is switched off with one warning; th
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 from pathlib import Path
@@ -102,10 +103,11 @@ class Callbacks:
         if name not in self._each:
             return None
         try:
-            return getattr(self._each[name], what)(*told)
+            # Copies: what a callback does to them must not change the run, or what the next one is told.
+            return getattr(self._each[name], what)(*copy.deepcopy(told))
         except Stopped:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             del self._each[name]
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             warn(f"callback {name}: {what} raised {reason}; it is switched off, the run goes on")
@@ -136,6 +138,6 @@ def _from_file(name: str) -> Any:
         return found()
     except Stopped:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         why = plugin.told(error, plugin.path_of(name))
         raise ConfigError(f"logging.callbacks = {name}: cannot be made: {why}") from None

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from amn_mpi import methods, newcomers, plugin, resume, session
+from amn_mpi import methods, newcomers, plugin, resume, session, signals
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -33,19 +33,25 @@ def run_all(
     found["baselines"] = _baselines(ready, config, folder)
     comm.busy = False
     if folder is not None:
-        from amn_mpi import result  # here and below: on rank 0 alone
-        from amn_mpi.progress import reader_may_leave
-
-        folder.finish(found)
-        folder.callbacks.end(found)
-        if not (comm.lasting and config.progress == "off"):
-            with reader_may_leave():
-                result.show(found, str(folder.path))
-        if config.logging.report:
-            from amn_mpi.report import at_end
-
-            at_end(folder.path)
+        with signals.patience():  # a stop that comes now finds nothing left to stop
+            _keep_and_tell(found, config, comm, folder)
     return found
+
+
+def _keep_and_tell(found: dict[str, Any], config: Config, comm: Communicator, folder: RunFolder) -> None:
+    """The end of a run on rank 0: result.json first, then everything that can go wrong without harm to it."""
+    from amn_mpi import result  # here and below: on rank 0 alone
+    from amn_mpi.progress import reader_may_leave
+
+    folder.finish(found)
+    folder.callbacks.end(found)
+    if not (comm.lasting and config.progress == "off"):
+        with reader_may_leave():
+            result.show(found, str(folder.path))
+    if config.logging.report:
+        from amn_mpi.report import at_end
+
+        at_end(folder.path)
 
 
 def run_one(

@@ -277,6 +277,8 @@ class RunFolder:
         return digest
 
     def _give_back(self) -> None:
+        if self._lock.closed:  # the lock that is there now may be the next run's
+            return
         (self.path / ".lock").unlink(missing_ok=True)
         self._lock.close()
 

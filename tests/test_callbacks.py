@@ -51,6 +51,22 @@ class Clumsy(Callback):
 class Broken(Callback):
     def __init__(self):
         raise OSError("no server")
+
+class Late(Callback):
+    def end(self, result):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+
+class Vandal(Callback):
+    def begin(self, config, folder, facts):
+        config.clear(), facts["models"].clear(), facts["layers"].clear()
+        return 0
+    def round(self, row, attention):
+        row["models"].clear(), row["deciles"].clear(), row.clear()
+        if attention is not None:
+            attention[:] = float("nan")
+    def end(self, result):
+        result["models"].clear(), result["baselines"].clear()
 """
 
 
@@ -87,7 +103,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, own: Path) -> tuple[Path, str
         "--baselines",
         "local",
         "--logging.callbacks",
-        f"{own}:Diary,{own}:Clumsy,{EXAMPLE}",
+        f"{own}:Vandal,{own}:Diary,{own}:Clumsy,{EXAMPLE}",
     )
     done = run(*what, *first, ranks=3)
     assert done.returncode == 0, done.stderr
@@ -215,12 +231,20 @@ def test_a_stop_is_told(tmp_path: Path, own: Path) -> None:
     assert notes[1:] == [["failed", "stopped by SIGTERM"], ["close"]]
 
 
+def test_a_stop_after_the_last_round_finds_nothing_to_stop(tmp_path: Path, own: Path) -> None:
+    """All is kept, so the run ends as any other: it is neither unfinished nor to be submitted again."""
+    keys = (*SMALL, "--rounds", 1, "--logging.callbacks", f"{own}:Late", "--logging.report", "true")
+    done = run(*keys, "--out", tmp_path / "out", "--data.cache", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "result.json").exists() and (tmp_path / "out" / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ("nope", "nope is unknown; valid are tensorboard, wandb, or FILE.py:NAME"),
         ("FILE", "is unknown; valid are tensorboard, wandb, or FILE.py:NAME"),
-        ("FILE:No", "the file has no No; it has Diary, Clumsy, Broken"),
+        ("FILE:No", "the file has no No; it has Diary, Clumsy, Broken, Late, Vandal"),
         ("FILE:Path", "is no subclass of amn_mpi.callbacks.Callback"),
         ("FILE:Broken", "cannot be made: line 31: OSError: no server"),
         ("/nonexistent/x.py:A", "cannot read /nonexistent/x.py: No such file or directory"),
