@@ -62,7 +62,7 @@ def serve(
     method, server = trained.server_of(ready, network, reader)
     epochs = tuple(sorted({0, min(1, request.epochs), request.epochs}))
     numbers, left = network.about["numbers"], Left(comm)
-    desk = Desk(ready, method, server, numbers, left, request.first_epochs, epochs, keep=True)
+    desk = Desk(ready, method, server, numbers, left, request.first_epochs, epochs, keep=True, discard=True)
     served = newcomers.attend(desk)
     if served.refused and comm.is_server:
         raise UserError(f"{network.path}: {served.refused}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Desk:
         left: the account of what the newcomers' ranks send.
         first: epochs of the model that is sent. epochs: after the answer, ascending.
         keep: ``attend`` brings the models that count to rank 0, too.
+        discard: the newcomers' file is deleted as soon as every rank has read its part: who is killed later
+            leaves nothing behind.
     """
 
     ready: Session
@@ -51,6 +54,7 @@ class Desk:
     first: int = FIRST
     epochs: tuple[int, ...] = EPOCHS
     keep: bool = False
+    discard: bool = False
 
 
 @dataclass
@@ -118,6 +122,10 @@ def attend(desk: Desk) -> Served:
     placement = place(training_steps(ready.config.local, fed.train), comm.owners)
     mine = placement.clients(comm.owner) if comm.owner is not None else range(0)
     samples = ready.load(fed, mine)
+    if desk.discard:
+        comm.collect(None)
+        if comm.is_server:
+            Path(fed.path).unlink(missing_ok=True)
     here = [_arrive(desk, number, samples[number], welcome) for number in mine]
     attention = _exchange(desk, placement, here)
     own = [[list(_judged(desk, welcome, one, epochs)) for epochs in (BEFORE, *desk.epochs)] for one in here]

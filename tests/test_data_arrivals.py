@@ -121,6 +121,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "rows": ({"y": np.arange(3)}, r"x has shape \(4, 3, 3\), expected 3 rows, as many as y"),
     "half": ({"x_test": pixels(1)}, r"has no array y_test; expected x and y, with x_test and y_test or not"),
     "tests": ({"x_test": SMALLER, "y_test": np.arange(4)}, r"x_test has shape \(4, 2, 2\) and type uint8, x"),
+    "scalar": ({"x_test": pixels(1), "y_test": np.int64(1)}, r"y_test has shape \(\) and type int64, y has"),
     "both": ({"x_test": pixels(4), "y_test": np.arange(4), "test": np.zeros(4, bool)}, r"has both test and"),
 }  # fmt: skip
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from running import REPOSITORY, environment, one_line, options, result, run
+from running import REPOSITORY, environment, launcher, one_line, options, result, run
 
-from amn_mpi import checkpoint, config, data, health, join, trained
+from amn_mpi import checkpoint, config, data, health, join, report, trained
 from amn_mpi.data import Federation
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.finished import compare_folders
@@ -79,7 +79,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert late is not None
     export(folder, late)
     (folder / "mine.py").write_text(
-        "from amn_mpi.methods.fedavg import FedAvg\n\n\nclass Mine(FedAvg):\n    pass\n"
+        "import os, signal\nfrom amn_mpi.methods.fedavg import FedAvg\n\n\nclass Mine(FedAvg):\n"
+        "    def receive(self, server, models):\n"
+        "        if 'DIES' in os.environ:\n            os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     far = {"x": np.zeros((4, 2), np.float32), "y": np.arange(4) % 2, "x_test": np.ones((1, 2), np.float32)}
     np.savez(folder / "numbers.npz", x=generator(0, "test").random((40, 2)), y=np.arange(40) % 2)
@@ -374,3 +376,28 @@ def test_as_a_user_starts_it(folder: Path) -> None:
     assert wrong.returncode == 2 and "device = gpu: valid is one of auto, cpu, cuda" in one_line(wrong.stderr)
     gone = program(folder / "run" / "models.h5", "--data", folder / "one.npz")
     assert gone.returncode == 1 and "holds the models of clients" in one_line(gone.stderr)
+
+
+def test_who_is_killed_leaves_no_samples_behind(folder: Path) -> None:
+    """Their file goes when every rank has read its part."""
+    cache = folder / "few"
+    line = [
+        launcher(),
+        "-n",
+        "3",
+        sys.executable,
+        "-m",
+        "amn_mpi.join",
+        folder / "own",
+        "--data",
+        folder / "late.npz",
+    ]
+    env = environment({"AMN_CACHE": cache, "DIES": 1})
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 9 and "rank 0 on" in one_line(done.stderr)
+    assert list(cache.iterdir()) == []
+
+
+def test_no_report_of_newcomers(folder: Path, joined: str) -> None:
+    with pytest.raises(UserError, match=r"amn: holds newcomers of .*round-000006.h5, and no run"):
+        report.write(folder / "amn")

@@ -110,7 +110,8 @@ def _with_tests(path: Path, found: dict[str, np.ndarray | None]) -> dict[str, np
             raise UserError(
                 f"{path}: has no array {missing}; expected x and y, with x_test and y_test or not"
             )
-        if own.ndim == 0 or own.shape[1:] != more.shape[1:] or own.dtype.kind != more.dtype.kind:
+        alike = 0 < own.ndim == more.ndim and own.shape[1:] == more.shape[1:]
+        if not alike or own.dtype.kind != more.dtype.kind:
             raise UserError(
                 f"{path}: {name}_test has shape {more.shape} and type {more.dtype}, {name} has {own.shape} "
                 f"and {own.dtype}; expected the same but for the number of rows"

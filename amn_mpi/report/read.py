@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array
 
 from amn_mpi import snapshots
 from amn_mpi.errors import UserError
+from amn_mpi.finished import SERVED
 from amn_mpi.resume import warn
 
 
@@ -72,6 +74,10 @@ def _finished(folder: Path) -> Found:
     result = json.loads(_text(folder / "result.json"))
     if "diverged" in result and "per_client" not in result:
         raise UserError(f"{folder}: nothing to report: {result['diverged']}")
+    if SERVED in result:
+        raise UserError(
+            f"{folder}: holds newcomers of {result[SERVED]}, and no run; give the folder of a run"
+        )
     each = result["per_client"]
     accuracy = np.asarray(each["accuracy"], float)
     clients, names = len(accuracy), ("concept_group", "label_group")
@@ -168,10 +174,12 @@ def _attention(folder: Path, clients: int | None) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for round, path in snapshots.kept(folder).items():
         try:
-            matrix = np.load(path).astype(np.float32)
+            with path.open("rb") as file:
+                matrix = read_array(file, allow_pickle=False).astype(np.float32)
             shape = next(iter(found.values())).shape if found else (len(matrix), clients, clients)
             n = clients or matrix.shape[-1]
-            if matrix.ndim != 3 or matrix.shape[1:] != (n, n) or (found and matrix.shape != shape):
+            square = matrix.ndim == 3 and matrix.size and matrix.shape[1:] == (n, n)
+            if not square or (found and matrix.shape != shape):
                 raise ValueError(f"has shape {matrix.shape}")
             if not np.isfinite(matrix).all():
                 raise ValueError("holds numbers that are not finite")

@@ -50,8 +50,12 @@ def write(out: Path, template: str, **values: Any) -> Path:
     )
     text = env.get_template(template).render(version=__version__, **values)
     path, temporary = out / "report.html", out / ".report.html"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 
