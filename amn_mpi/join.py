@@ -41,9 +41,7 @@ if TYPE_CHECKING:
     from amn_mpi.runfolder import RunFolder
 
 HELP = (__doc__ or "").strip()
-USAGE = (
-    "valid is CHECKPOINT --data FILE [--out DIR] [--epochs N] [--first_epochs N] [--device D] [--engine E]"
-)
+USAGE = "CHECKPOINT --data FILE [--out DIR] [--epochs N] [--first_epochs N] [--device D] [--engine E]"
 TEXTS, NUMBERS = ("data", "out"), {"epochs": "5", "first_epochs": "1"}
 OF_RUN = ("device", "engine")
 
@@ -83,24 +81,13 @@ class Held:
 
 def parse(argv: Sequence[str]) -> Request:
     """Raises ConfigError in one line."""
-    names: list[str] = []
-    given: dict[str, str] = {}
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            names.append(word)
-            continue
-        option, equals, value = word.partition("=")
-        if option[2:] not in (*TEXTS, *NUMBERS, *OF_RUN):
-            raise ConfigError(f"{option}: unknown; {USAGE}")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else ""
-        if not value:
-            raise ConfigError(f"{option}: a value is missing after it; {USAGE}")
-        given[option[2:]] = value
+    from amn_mpi import tool  # by rank 0 alone
+
+    given, names = tool.options(argv, (*TEXTS, *NUMBERS, *OF_RUN), USAGE)
     if len(names) != 1 or "data" not in given:
-        raise ConfigError(f"{'give one checkpoint' if len(names) != 1 else '--data is missing'}; {USAGE}")
+        raise ConfigError(
+            f"{'give one checkpoint' if len(names) != 1 else '--data is missing'}; valid is {USAGE}"
+        )
     words = [word for name in OF_RUN if name in given for word in (f"--{name}", given[name])]
     epochs, first = (_number(name, given.get(name, default)) for name, default in NUMBERS.items())
     return Request(names[0], given["data"], given.get("out", ""), epochs, first, tuple(words))

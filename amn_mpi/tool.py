@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from amn_mpi.errors import UserError
+from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.progress import reader_may_leave
 
 Work = Callable[[Sequence[str]], "int | None"]
@@ -34,6 +34,36 @@ def carry_out(argv: Sequence[str], help: str, work: Work, wrong: int | None = No
             raise
         print(f"amn_mpi: {error}", file=sys.stderr)
         return wrong
+
+
+def options(argv: Sequence[str], known: Sequence[str], valid: str = "") -> tuple[dict[str, str], list[str]]:
+    """The values of ``--known`` options, and all other words.
+
+    Args:
+        valid: how a command line looks; given, it is told where an option is unknown. Else such an
+            option is one of the other words.
+
+    Raises:
+        ConfigError: an option has no value, or is unknown.
+    """
+    given: dict[str, str] = {}
+    others: list[str] = []
+    rest = list(argv)
+    told = f"; valid is {valid}" if valid else ""
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or option[2:] not in known:
+            if valid and word.startswith("-"):
+                raise ConfigError(f"{option}: unknown{told}")
+            others.append(word)
+            continue
+        if not equals and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        if not value:
+            raise ConfigError(f"{option}: a value is missing after it{told}")
+        given[option[2:]] = value
+    return given, others
 
 
 def start(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -265,6 +265,20 @@ def test_a_damaged_result(copy: Path, capsys: pytest.CaptureFixture[str], text: 
     assert status == 1 and told in line and str(copy) in line
 
 
+def test_damaged_attention_is_left_out(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = sorted((copy / "attention").glob("*.npy"))
+    there = np.load(kept[-1])
+    kept[0].write_bytes(kept[0].read_bytes()[:60])
+    (copy / "attention" / "00091.npy").write_bytes(b"PK\3\4" + bytes(60))
+    np.savez(copy / "attention" / "00092", there)
+    (copy / "attention" / "00092.npz").rename(copy / "attention" / "00092.npy")
+    np.save(copy / "attention" / "00093.npy", there[:0])
+    (copy / "attention" / "00094.npy").mkdir()
+    found = read.run(copy)
+    assert list(found.attention) == [int(path.stem) for path in kept[1:]]
+    assert capsys.readouterr().err.count(".npy: left out: ") == 5
+
+
 def test_values_that_no_run_writes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(copy, seconds="long")
     status, line = refused(capsys, copy)
@@ -282,13 +296,16 @@ def test_wrong_folders_and_words(
         (1, "no such folder", [tmp_path / "none"]),
         (2, "give one run folder, not 0", []),
         (2, "--lokal: unknown", [runs / "amn", "--lokal", "x"]),
-        (2, "--out: a folder is missing", [runs / "amn", "--out"]),
+        (2, "--out: a value is missing", [runs / "amn", "--out"]),
         (1, "is a run of amn; valid is one of local", [runs / "local", "--local", runs / "amn"]),
         (1, "seed = 1 there and 0 in", [runs / "amn", "--local", runs / "other"]),
         (1, "cannot be written", [runs / "amn", "--out", tmp_path / "file"]),
+        (1, "cannot be written", [runs / "amn", "--out", tmp_path / "out"]),
     ):
+        (tmp_path / "out" / "report.html").mkdir(parents=True, exist_ok=True)
         found, line = refused(capsys, *args)
         assert found == status and told in line, line
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["figures", "report.html"]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, line = refused(capsys, runs / "amn")
     assert status == 1 and "pip install 'amn_mpi[report]'" in line

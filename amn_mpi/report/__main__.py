@@ -19,7 +19,7 @@ from amn_mpi import tool
 from amn_mpi.errors import ConfigError
 from amn_mpi.report import write
 
-OPTIONS = ("--out", "--local")
+OPTIONS, VALID = ("out", "local"), "RUN [--out DIR] [--local RUN2]"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,30 +28,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report(argv: Sequence[str]) -> None:
-    folder, options = _parse(argv)
-    print(f"report in {write(folder, options.get('--out'), options.get('--local'))}", flush=True)
-
-
-def _parse(argv: Sequence[str]) -> tuple[Path, dict[str, Path]]:
-    names: list[str] = []
-    options: dict[str, Path] = {}
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        option, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            names.append(word)
-            continue
-        if option not in OPTIONS:
-            raise ConfigError(f"{option}: unknown; valid is RUN [--out DIR] [--local RUN2]")
-        if not equals and rest and not rest[0].startswith("--"):
-            value = rest.pop(0)
-        if not value:
-            raise ConfigError(f"{option}: a folder is missing after it")
-        options[option] = Path(value)
+    given, names = tool.options(argv, OPTIONS, VALID)
     if len(names) != 1:
-        raise ConfigError(f"give one run folder, not {len(names)}; valid is RUN [--out DIR] [--local RUN2]")
-    return Path(names[0]), options
+        raise ConfigError(f"give one run folder, not {len(names)}; valid is {VALID}")
+    out, local = (Path(given[name]) if name in given else None for name in OPTIONS)
+    print(f"report in {write(Path(names[0]), out, local)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from amn_mpi.data.commands.download import download, md5_of
 from amn_mpi.data.commands.sources import SOURCES, Source
-from amn_mpi.data.commands.words import no_more, options
+from amn_mpi.data.commands.words import no_more
 from amn_mpi.errors import ConfigError, UserError
+from amn_mpi.tool import options
 
 
 def run(argv: Sequence[str]) -> None:
     """Fetch what is not there yet, and say how a run finds it."""
-    given, others = options(argv, "to", "from")
+    given, others = options(argv, ("to", "from"))
     name = others[0] if others else ""
     if name not in SOURCES:
         raise ConfigError(f"fetch {name or 'what?'}: valid is one of {', '.join(SOURCES)}")

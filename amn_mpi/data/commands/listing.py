@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from amn_mpi.config import Data
 from amn_mpi.data.commands.sources import SOURCES
-from amn_mpi.data.commands.words import no_more, options
+from amn_mpi.data.commands.words import no_more
 from amn_mpi.data.find import Missing
 from amn_mpi.data.readers import READERS
 from amn_mpi.progress import table
+from amn_mpi.tool import options
 
 WHAT = {
     "digits": "1,797 grey images 8 x 8, 10 digits",
@@ -23,7 +24,7 @@ WHAT = {
 
 def run(argv: Sequence[str]) -> None:
     """Print the table, and below it how to get what was not found."""
-    given, others = options(argv, "root")
+    given, others = options(argv, ("root",))
     no_more(others, "list [--root DIR]")
     rows, hints = [], []
     for name in READERS:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from amn_mpi.data import own_clients, preparation
-from amn_mpi.data.commands.words import config_of, options
+from amn_mpi.data.commands.words import config_of
 from amn_mpi.data.federation import Federation
 from amn_mpi.errors import ConfigError
 from amn_mpi.progress import table
+from amn_mpi.tool import options
 
 FORMATS = (".png", ".pdf", ".svg")
 MOST = 3  # classes named in a row
@@ -19,7 +20,7 @@ MOST = 3  # classes named in a row
 
 def run(argv: Sequence[str]) -> None:
     """Print the table; with ``--figure FILE`` draw the class counts."""
-    given, words = options(argv, "figure")
+    given, words = options(argv, ("figure",))
     figure = Path(given["figure"]).expanduser() if "figure" in given else None
     if figure is not None:
         check_figure(figure)

@@ -1,4 +1,4 @@
-"""Command lines of the data commands: one name, then ``--option value``."""
+"""What the data commands take beside their options: nothing more, or a configuration."""
 
 from __future__ import annotations
 
@@ -9,29 +9,6 @@ from amn_mpi.errors import ConfigError
 
 if TYPE_CHECKING:
     from amn_mpi.config import Config
-
-
-def options(argv: Sequence[str], *known: str) -> tuple[dict[str, str], list[str]]:
-    """The values of ``--known`` options, and all other words.
-
-    Raises:
-        ConfigError: an option has no value.
-    """
-    given: dict[str, str] = {}
-    others: list[str] = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        option, equals, value = word.partition("=")
-        if option[2:] not in known or not option.startswith("--"):
-            others.append(word)
-            continue
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{option}: a value is missing after it")
-            value = rest.pop(0)
-        given[option[2:]] = value
-    return given, others
 
 
 def no_more(others: Sequence[str], valid: str) -> None:
