@@ -77,7 +77,7 @@ def client_table(fed: Federation, placement: Placement, ranks: int) -> tuple[lis
         counts = fed.train_counts[client]
         top = [k for k in np.argsort(-counts, kind="stable")[:3] if counts[k]]
         most = ", ".join(f"{fed.class_names[k]} x {counts[k]}" for k in top)
-        numbers = [client, owner[client], fed.train[client], fed.test[client], (counts > 0).sum()]
+        numbers = [fed.called(client), owner[client], fed.train[client], fed.test[client], (counts > 0).sum()]
         rows.append([*map(str, numbers), most, *(str(values[client]) for values in groups.values())])
     return [*columns, *groups], rows
 

@@ -161,7 +161,9 @@ def show(outcome: Outcome) -> None:
         columns = ["newcomer", "training", "test", *steps]
         table(f"{counting} of each", columns, [_row(outcome, k) for k in range(min(count, ROWS))])
     for number, name in enumerate(outcome.names[:ROWS] if outcome.served.attention is not None else ()):
-        clients = ", ".join(f"{c} ({w:.2f})" for c, w in heard(outcome.served.attention, number))
+        clients = ", ".join(
+            f"{network.fed.called(c)} ({w:.2f})" for c, w in heard(outcome.served.attention, number)
+        )
         print(f"  newcomer {name} listens most to clients {clients}")
     if count > ROWS:
         print(f"  and {count - ROWS} newcomers more; result.json in --out DIR has all")

@@ -46,6 +46,9 @@ def test_facts_come_back() -> None:
     again = Federation.of_facts(json.loads(json.dumps(fed.facts())))
     assert again.facts() == fed.facts()
     assert (again.shape, again.clients, again.classes) == ((1, 3, 3), 2, 4)
+    assert again.client_names == [] and again.called(1) == "1"  # as checkpoints from before names have it
+    named = Federation.of_facts({**fed.facts(), "client_names": ["east", "west"]})
+    assert named.called(1) == "1 west"
 
 
 def test_the_order_of_the_file_stays(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from running import one_line, options, result, run, run_each
 from test_data_helpers import forget_folders, refused
 
 from amn_mpi.config import Data
-from amn_mpi.data import ClientData, Federation, load_clients, prepare, resolved
+from amn_mpi.data import ClientData, Federation, describe, load_clients, prepare, resolved
 from amn_mpi.errors import ConfigError
 
 # Samples of the five clients; every sample's first feature is its own number.
@@ -121,6 +121,16 @@ FORMATS: dict[str, Callable[[Path, Held], Path]] = {
 }
 
 
+NAMES = {
+    "npz": ["3", "5", "7", "100", "2000"],
+    "h5": ["ann", "bob", "cy", "di", "ed"],
+    "files": ["site8", "site9", "site10", "site11", "site12"],
+    "h5 files": ["site8", "site9", "site10", "site11", "site12"],
+    "pfllib": list("01234"),
+    "leaf": ["f0000", "f0001", "f0002", "f0003", "f0004"],
+}
+
+
 def wanted(path: Path, **keys: object) -> Data:
     return Data(**{"name": str(path), "cache": str(path.parent / "cache"), "clients": 99, **keys})
 
@@ -146,6 +156,22 @@ def test_every_client_gets_its_own_samples(tmp_path: Path, kind: str) -> None:
         assert rows(found.x_test, found.y_test) == rows(x[t], y[t])
         assert fed.train_counts[client].tolist() == [int((y[~t] == c).sum()) for c in range(3)]
     assert not fed.label_group.any() and not fed.concept_group.any()
+    assert fed.client_names == NAMES[kind] and fed.named == (kind != "pfllib")
+    assert fed.called(3) == {"npz": "3 100", "pfllib": "3"}.get(kind, f"3 {NAMES[kind][3]}")
+
+
+def test_names_go_with_the_clients_that_are_left(tmp_path: Path) -> None:
+    """Of five clients four take part, and two of these come later; the numbers begin anew."""
+    path = owned(tmp_path / "a.npz", held(), ["ann", "bob", "cy", "di", "ed"], True)
+    of_size = dict(zip(SIZES, ["ann", "bob", "cy", "di", "ed"]))
+    for fed in (
+        prepare(wanted(path, clients=4, unseen=0.5), 0),
+        describe(wanted(path, clients=4, unseen=0.5), 0),
+    ):
+        assert fed.newcomers is not None and (fed.clients, fed.newcomers.clients) == (2, 2)
+        for part in (fed, fed.newcomers):
+            assert part.client_names == [of_size[n] for n in (part.train + part.test).tolist()]
+    assert prepare(Data(cache=str(tmp_path / "cache")), 0).client_names == []
 
 
 def test_without_a_split_each_client_is_split_by_class(tmp_path: Path) -> None:
@@ -401,6 +427,7 @@ def test_runs_agree_over_ranks_and_go_on(tmp_path: Path) -> None:
     for model in ("linear", "mlp"):
         one, three = (result(tmp_path / f"{n}-{model}") for n in (1, 3))
         assert one["models_sha256"] == three["models_sha256"] and one["clients"] == 5
+        assert one["per_client"]["names"] == list("01234")
         assert one["config"]["data"]["clients"] == 5 and one["mean_accuracy"] > 80
     # Eight ranks have work for six, and the same command line goes on after more rounds are asked for.
     words = [*keys, "--out", tmp_path / "1-mlp", "--model.name", "mlp", "--resume", "auto", "--rounds", 4]

@@ -182,6 +182,7 @@ def plan(raw: Raw, fed: Federation, test_fraction: float, seed: int) -> Plan:
         train_counts=np.bincount(cells, minlength=count * fed.classes).reshape(count, -1),
         label_group=none,
         concept_group=none,
+        client_names=list(raw.client_names),
     )
     return Plan(found, order, raw.y[order].astype(np.int32), none[owner[order]], 1)
 

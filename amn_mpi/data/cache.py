@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import h5py
 
 # Raise it with every change to the layout or to who gets which samples.
-FORMAT = 3
+FORMAT = 4
 INDEX = ("start", "train", "test", "train_counts", "label_group", "concept_group")
 BLOCK = 4096
 
@@ -91,6 +91,7 @@ def _fill(file: h5py.File, image: hdf5.Image, plan: Plan, x: np.ndarray) -> None
     for key in INDEX:
         file[f"index/{key}"] = getattr(federation, key)
     file["class_names"] = np.array(federation.class_names, h5py.string_dtype())
+    file["client_names"] = np.array(federation.client_names, h5py.string_dtype())
     for key in ("name", "scale", "shift"):
         file.attrs[key] = getattr(federation, key)
     file.attrs["format"] = FORMAT
@@ -139,6 +140,7 @@ def _federation(path: Path, file: h5py.File) -> Federation | None:
         x_dtype=x.dtype.str,
         shape=tuple(x.shape[1:]),
         class_names=file["class_names"].asstr()[...].tolist(),
+        client_names=file["client_names"].asstr()[...].tolist(),
         scale=float(file.attrs["scale"]),
         shift=float(file.attrs["shift"]),
         content=int(file.attrs["content"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from amn_mpi.data.raw import Raw
 
 if TYPE_CHECKING:
     from amn_mpi.config import Data
+    from amn_mpi.data.heterogeneity import Assignment
 
-FACTS = ("name", "x_dtype", "shape", "class_names", "scale", "shift", "train", "test")
+FACTS = ("name", "x_dtype", "shape", "class_names", "scale", "shift", "train", "test", "client_names")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Federation:
     ``train_counts`` (N, C) counts labels as the client sees them. A model sees
     ``x * scale + shift``. ``content``: a checksum of all that is in the file (0: there is none).
     ``newcomers``: clients that come when the training is over; None where there are none.
+    ``client_names``: what the data calls client i; empty where it has no clients of its own.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Federation:
     concept_group: np.ndarray
     content: int = 0
     newcomers: Federation | None = None
+    client_names: list[str] = field(default_factory=list)
 
     @property
     def clients(self) -> int:
@@ -54,6 +57,15 @@ class Federation:
     @property
     def classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def named(self) -> bool:
+        """Whether the data's names of its clients tell more than their numbers."""
+        return bool(self.client_names) and self.client_names != [str(k) for k in range(self.clients)]
+
+    def called(self, client: int) -> str:
+        """A client's number, and its name where that tells more."""
+        return f"{client} {self.client_names[client]}" if self.named else str(client)
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps for those who come later: numbers, and no samples; as plain values."""
@@ -66,7 +78,7 @@ class Federation:
         train, test = (np.asarray(facts[name], np.int64) for name in ("train", "test"))
         none = np.zeros(len(train), np.int64)
         counts = np.zeros((len(train), len(facts["class_names"])), np.int64)
-        known = {**facts, "shape": tuple(facts["shape"]), "train": train, "test": test}
+        known = {"client_names": [], **facts, "shape": tuple(facts["shape"]), "train": train, "test": test}
         return cls(
             **{name: known[name] for name in FACTS},
             path="",
@@ -125,7 +137,15 @@ def plan(raw: Raw, data: Data, seed: int) -> Plan:
         train_counts=counts,
         label_group=found.label_group,
         concept_group=found.concept_group,
+        client_names=_names(raw, found),
     )
     turns = data.concept_groups if data.concept == "rotate" else 1
     y = table[group, raw.y[found.order]].astype(np.int32)
     return Plan(federation, found.order, y, group, turns)
+
+
+def _names(raw: Raw, found: Assignment) -> list[str]:
+    if raw.client is None:
+        return []
+    names = [raw.client_names[raw.client[row]] for row in found.order[found.start[:-1]]]
+    return [name.removesuffix(".npz").removesuffix(".h5") for name in names]  # a file's is its stem

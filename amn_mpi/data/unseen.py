@@ -42,4 +42,5 @@ def _some(fed: Federation, chosen: np.ndarray) -> Federation:
         start=np.append(fed.start[:-1][chosen], fed.start[-1]),
         **{name: getattr(fed, name)[chosen] for name in ("train", "test", "train_counts")},
         **{name: getattr(fed, name)[chosen] for name in ("label_group", "concept_group")},
+        client_names=[fed.client_names[k] for k in chosen] if fed.client_names else [],
     )

@@ -56,7 +56,7 @@ def client_table(fed: Federation) -> tuple[list[str], list[list[str]]]:
     }
     rows = []
     for client, counts in enumerate(fed.train_counts):
-        numbers = [client, fed.train[client], fed.test[client], (counts > 0).sum()]
+        numbers = [fed.called(client), fed.train[client], fed.test[client], (counts > 0).sum()]
         mine = [str(values[client]) for values in groups.values()]
         rows.append([*map(str, numbers), _largest(fed, counts), *mine])
     return ["client", "training", "test", "classes", "most of (label x samples)", *groups], rows
