@@ -65,6 +65,7 @@ def describe(
             "models": {
                 name: [round(float(v), 6) for v in percent[:, k]] for k, name in enumerate(run.method.models)
             },
+            **({"names": list(fed.client_names)} if fed.client_names else {}),
             "train_samples": fed.train.tolist(),
             "train_counts": np.asarray(fed.train_counts).tolist(),
             "test_samples": fed.test.tolist(),
@@ -91,7 +92,7 @@ def show(result: dict[str, Any], folder: str) -> None:
     ]
     title = (
         f"{result['data']}: {result['clients']} clients, {result['rounds']} rounds, "
-        f"{result['ranks']} ranks, {result['parameters']:,} parameters"
+        f"{result['ranks']} rank{'s' * (result['ranks'] > 1)}, {result['parameters']:,} parameters"
     )
     columns = ["test accuracy, %", "mean", "last 5 rounds", "std", "worst tenth", "by samples"]
     table(title, columns, cells)
