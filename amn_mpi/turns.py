@@ -87,8 +87,9 @@ def check(run: Run, update: Update) -> None:
         ("figures", update.figures, method.wire.figures),
     ):
         if set(got) != set(declared):
+            hint = f": return Update({kind}={{name: ...}})" if declared else ""
             raise Misdeclared(
-                f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(declared)}"
+                f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(declared)}{hint}"
             )
     for name, vector in update.state.items():
         valid = tuple(run.state[name].shape[1:])
@@ -130,9 +131,21 @@ def personal_models(run: Run, t: int) -> Iterator[tuple[int, Iterator[tuple[str,
 def deployed(
     run: Run, t: int, k: int, number: int, newest: torch.Tensor, engine: Engine
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """A client's models by name, from what the server would send next."""
-    client = view(run, t, number, run.exchange.up[:0])
-    return run.method.deployed(client, share(run, k, newest), run.numbers, engine)
+    """A client's models by name, from what the server would send next.
+
+    Raises:
+        Misdeclared: the method yields other models than it declares.
+    """
+    client, models = view(run, t, number, run.exchange.up[:0]), list(run.method.models)
+    found: list[str] = []
+    for name, vector in run.method.deployed(client, share(run, k, newest), run.numbers, engine):
+        found.append(name)
+        if found != models[: len(found)]:
+            break
+        yield name, vector
+    if found != models:
+        who = type(run.method).__name__
+        raise Misdeclared(f"{who}.deployed yielded {found}, declared models are {models}")
 
 
 def share(run: Run, k: int, received: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,9 +189,12 @@ def broken(what: str, run: rounds.Run) -> Any:
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        ("nothing", r"returned state \[\], declared are \['model'\]"),
+        (
+            "nothing",
+            r"returned state \[\], declared are \['model'\]: return Update\(state=\{name: ...\}\)",
+        ),
         ("a typing error", r"returned state \['mdel'\], declared are \['model'\]"),
-        ("a figure", r"returned figures \['loss'\], declared are \[\]"),
+        ("a figure", r"returned figures \['loss'\], declared are \[\]$"),
         ("workspace", "workspace as state model: clone it"),
         ("a feature", "returned 6 features, declared are 0"),
     ],
@@ -200,6 +204,22 @@ def test_an_author_hears_of_a_broken_promise_at_once(tmp_path: Path, what: str, 
     run.method.local_update = broken(what, run)  # type: ignore[method-assign]
     with pytest.raises(TypeError, match=told):
         plain.one_round(run)
+
+
+@pytest.mark.parametrize("names", [("global",), ("local", "global"), ()])
+def test_models_are_yielded_as_declared(tmp_path: Path, names: tuple[str, ...]) -> None:
+    run = plain.start(tmp_path, local.Options(), local=LOCALS[0])
+    usual = run.method.deployed
+
+    def yields(client: Client, *others: Any) -> Any:
+        ((_, vector),) = usual(client, *others)
+        return ((name, vector) for name in names)
+
+    run.method.deployed = yields  # type: ignore[method-assign]
+    found = list(names[: 1 + (names[:1] == ("local",))])
+    with pytest.raises(TypeError, match=rf"Local.deployed yielded {re.escape(str(found))}, .* \['local'\]$"):
+        for _, models in turns.personal_models(run, 0):
+            list(models)
 
 
 def test_the_number_of_features_is_the_declared_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
