@@ -19,7 +19,7 @@ import jsonargparse
 import yaml
 
 from amn_mpi import __version__, methods, plugin
-from amn_mpi.config import SECTIONS, Config, Key, all_keys, build, leaves
+from amn_mpi.config import SECTIONS, Config, Key, all_keys, build, keys, leaves
 from amn_mpi.errors import ConfigError, UserError
 
 SWITCHES = {
@@ -193,12 +193,19 @@ def _check_key(name: str, known: dict[str, Key], where: str) -> None:
         return
     section = name.rpartition(".")[0]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    others = _methods_with(name) if section == "method" else []
     inside = [k for k in known if k.startswith(f"{name}.")]
     beside = [k for k in known if k.rpartition(".")[0] == section] if section else []
     top = [k for k in known if "." not in k] + [f"{s}.*" for s in (*SECTIONS, "method")]
     siblings = inside or beside or top
     hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"it belongs to method.name = {' or '.join(others)}; " if others else hint
     raise ConfigError(f"{name}: unknown key ({where}); {hint}valid are {', '.join(siblings)}")
+
+
+def _methods_with(name: str) -> list[str]:
+    """The methods of the package that have a key."""
+    return [m for m in methods.METHODS if any(k.name == name for k in keys(methods.options(m), "method."))]
 
 
 def _parser(known: dict[str, Key]) -> jsonargparse.ArgumentParser:

@@ -73,7 +73,7 @@ def load(name: str, key: str) -> Any:
     module = _module(name, key)
     what = name.rpartition(":")[2]
     if not hasattr(module, what):
-        own = [n for n, v in vars(module).items() if _own(v, module) and not n.startswith("_")]
+        own = [n for n, v in vars(module).items() if _own(v, module) and n[0] != "_"]
         raise ConfigError(f"{key} = {name}: the file has no {what}; it has {', '.join(own) or 'no function'}")
     return getattr(module, what)
 
@@ -184,7 +184,9 @@ def _module(name: str, key: str) -> ModuleType:
 
 
 def _own(value: Any, module: ModuleType) -> bool:
-    return callable(value) and getattr(value, "__module__", "") == module.__name__
+    """Whether it is a function or class of that file; a method's options are not what anybody names."""
+    mine = callable(value) and getattr(value, "__module__", "") == module.__name__
+    return mine and not dataclasses.is_dataclass(value)
 
 
 def _check_options(options: Any, where: str) -> None:

@@ -79,7 +79,14 @@ KEYS = [
     ("--threads 1000000", ("threads = 1000000", "<= 1024")),
     ("--model.name vgg", ("model.name = vgg", "linear, mlp, cnn")),
     ("--method.name nosuch", ("method.name = nosuch", "amn, local, fedavg")),
-    ("--method.name fedavg --method.tau 3", ("method.tau", "unknown key", "valid are method.name")),
+    (
+        "--method.name fedavg --method.tau 3",
+        ("method.tau", "unknown key", "belongs to method.name = amn;", "valid are method.name"),
+    ),
+    (
+        "--method.personal_epochs 3",
+        ("method.personal_epochs: unknown key", "belongs to method.name = ditto", "valid are method.name"),
+    ),
     ("--baselines local,nosuch", ("baselines = local,nosuch", "nosuch", "amn, local")),
     ("--config nosuch.yaml", ("--config nosuch.yaml", "no such file", "known by name", "default")),
     ("--data.name nosuch", ("data.name = nosuch", "digits, mnist")),

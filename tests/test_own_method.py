@@ -121,7 +121,10 @@ OPTIONS = "\n@dataclass(frozen=True)\nclass Options:\n    {}\n\nclass Mine(FedAv
 BAD = {
     "class": ("class Mine: pass", "is no subclass of amn_mpi.methods.base.Method"),
     "function": ("def Mine(): pass", "is no subclass"),
-    "absent": ("class Other(FedAvg): pass", "the file has no Mine; it has Other"),
+    "absent": (
+        "@dataclass\nclass Options: pass\ndef _own(): pass\nclass Other(FedAvg): pass",
+        "the file has no Mine; it has Other",
+    ),
     "wire": ("class Mine(Method): pass", "says nothing of what it moves"),
     "options": ("class Mine(Method):\n    wire = Wire('none', 'none')", "its Options are missing"),
     "plain": ("class Mine(FedAvg):\n    Options = 3", "its Options are no dataclass"),
