@@ -119,10 +119,11 @@ def terminal_width() -> int:
     return 0
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], texts: bool = False) -> None:
     """Print a table; plain characters where no terminal reads it.
 
-    On a narrow terminal only the widest column is cut.
+    On a narrow terminal only the widest column is cut. Columns after the first stand on the right, as numbers
+    do, unless all are ``texts``.
     """
     from rich import box
     from rich.console import Console
@@ -134,7 +135,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for number, column in enumerate(columns):
         keep = None if number == widths.index(max(widths)) else widths[number]
-        grid.add_column(column, justify="right" if number else "left", no_wrap=True, min_width=keep)
+        grid.add_column(
+            column, justify="right" if number and not texts else "left", no_wrap=True, min_width=keep
+        )
     for row in cells[1:]:
         grid.add_row(*row)
     whole = sum(widths) + 2 * len(widths) + 2  # a log has any width

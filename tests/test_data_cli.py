@@ -96,6 +96,10 @@ def test_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     lines = {line.split()[0].rstrip(":"): line for line in out.splitlines() if line.split()}
     assert re.search(rf"^  cifar100 .* {folder}", out, re.M)
     assert re.search(r"^  cifar10 .* not found", out, re.M)
+    rows = [line for line in out.splitlines() if re.match(r"  (name|digits|emnist|cifar100) ", line)]
+    assert len({re.search(r"  (what|\d[\d,]+) ", row).start() for row in rows}) == 1, (
+        "texts begin below each other"
+    )  # type: ignore[union-attr]
     assert "python -m amn_mpi.data fetch cifar10`, or get cifar-10-binary.tar.gz from" in lines["cifar10"]
     assert lines["emnist"].startswith("  emnist: get gzip.zip")
 

@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> None:
         where, hint = found(name, given.get("root", ""))
         rows.append([name, WHAT[name], where or "not found"])
         hints += [f"  {name}: {hint}"] if hint else []
-    table("data sets", ["name", "what", "where"], rows)
+    table("data sets", ["name", "what", "where"], rows, texts=True)
     if hints:
         print("not found here; --root DIR (for runs --data.root DIR, or $AMN_DATA) says where to look:")
         print("\n".join(hints))
