@@ -93,3 +93,8 @@ def test_long_names_stand_beside_the_lines() -> None:
             assert len(names) == 8 and all(drawn.bbox.contains(b.x0, b.y0) for b in names)
             paths = [ax.transData.transform_path(line.get_path()) for line in ax.lines]
             assert not any(path.intersects_bbox(box, filled=False) for path in paths for box in names)
+
+
+def test_those_who_tie_lead_together() -> None:
+    assert Ranking({"a": 1.5, "c": 1.5, "b": 3.0}, 2, {}).leaders == ["a", "c"]
+    assert Ranking({"b": 1.0, "a": 2.0}, 2, {}).leaders == ["b"]

@@ -129,8 +129,8 @@ def _facts(found: Comparison, ranking: Ranking) -> list[tuple[str, str]]:
         facts.append((name, _listed(run.config[key] for run in runs.values() if key in run.config)))
     facts.append(("ranks", _listed(run.ranks for run in runs.values() if run.ranks)))
     if ranking.blocks:
-        best, place = next(iter(ranking.ranks.items()))
-        facts.append(("best mean rank", f"{best}, {place:.2f}"))
+        place = min(ranking.ranks.values())
+        facts.append(("best mean rank", f"{' and '.join(ranking.leaders)}, {place:.2f}"))
     judged = {bool(run.config.get("data.validation")) for run in runs.values()}
     facts += [("judged on", "validation data")] if judged == {True} else []
     return [*facts, ("reference", board.reference)]

@@ -30,6 +30,11 @@ class Ranking:
     unused: int = 0
 
     @property
+    def leaders(self) -> list[str]:
+        """Who has the best rank: several where they tie."""
+        return [name for name, rank in self.ranks.items() if rank == min(self.ranks.values())]
+
+    @property
     def testable(self) -> bool:
         return len(self.ranks) >= 3 and self.blocks >= 2
 
