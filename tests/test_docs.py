@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from pages import COMMANDS, FASHION, TEXTS, Command, blocks, of_kind
 from running import REPOSITORY, environment, result, run, run_each
-from test_data_natural import client_files, held, leaf, pfllib
+from test_data_natural import client_files, held, leaf, owned, pfllib
 
 from amn_mpi.config import Data
 from amn_mpi.data import load_clients, prepare
@@ -172,11 +172,28 @@ def check_compare(command: Command, folder: Path) -> None:
     if Path(words[0]).is_dir():
         assert "amn" in program(folder, command.kind, *words)
         return
+    if command.words[0] == "my_comparison.yaml":
+        check_own_comparison(words, folder)
+        return
     if reason := missing(command.words):
         pytest.skip(reason)
     methods = [] if "--methods" in words else ["--methods", "amn"]
     cut = [*words, *methods, "--scenarios", "label_skew", "--seeds", "0", "--dry_run"]
     assert "to do" in program(folder, command.kind, *cut)
+
+
+def check_own_comparison(words: list[str], folder: Path) -> None:
+    """The page's file on data of five clients; one round, the first and the last of its methods."""
+    (text,) = [block for _, block in blocks(TEXTS["docs/comparing.md"]) if "few: {" in block]
+    table = owned(folder / "table.npz", held(), [3, 5, 7, 100, 2000], False)
+    own = folder / words[0]
+    text = text.replace("table.npz", str(table)).replace("examples/", f"{REPOSITORY}/examples/")
+    own.write_text(text)
+    cut = ["--rounds", "1", "--seeds", "0", "--methods", "fedavg_ft,blend"]
+    assert "tables in" in program(folder, "amn_mpi.compare", str(own), *words[1:], *cut)
+    found = json.loads((folder / "runs/mine/few/blend/seed0/result.json").read_text())
+    assert found["config"]["method"]["share"] == 0.3 and found["clients"] == 4
+    assert (folder / "runs/mine/report.html").is_file()
 
 
 # ---- what is checked without being carried out
@@ -308,6 +325,12 @@ def test_a_table_is_standardised_as_the_page_says(tmp_path: Path, monkeypatch: p
     held = np.concatenate([x for c in load_clients(fed, range(3)) for x in (c.x_train, c.x_test)])
     assert fed.clients == 3 and np.isfinite(held).all()
     np.testing.assert_allclose(held.std(0), [1, 1, 1, 0], atol=0.25)
+
+
+def test_the_page_on_methods_shows_the_example_whole() -> None:
+    ((_, shown),) = [one for one in blocks(TEXTS["docs/writing-a-method.md"]) if one[0] == "python"]
+    example = (REPOSITORY / "examples" / "own_blend.py").read_text()
+    assert example.endswith(shown) and example.count("@dataclass") == shown.count("@dataclass") == 1
 
 
 def test_the_same_on_another_number_of_ranks(ran: Path) -> None:
