@@ -139,8 +139,11 @@ class Work:
 def _carry_out(config: Config, comm: Communicator, folder: RunFolder | None, clock: Clock) -> dict[str, Any]:
     fed = None
     if comm.is_server:
+        from amn_mpi import progress
+
         with comm.awaited(), clock("prepare"):
             fed = prepare(config)
+        progress.starting(config.progress, comm.size)
     clock.over("data")
     with signals.held():  # torch takes a second or more a rank; rank 0 prepares the data meanwhile
         import torch  # noqa: F401  # by itself, for its share of the start

@@ -64,6 +64,13 @@ class Progress:
             self._live.stop()
 
 
+def starting(kind: str, ranks: int) -> None:
+    """Say on a terminal what takes the first seconds: half a minute where many ranks share few cores."""
+    if kind in ("auto", "rich") and "torch" not in sys.modules and terminal_width():
+        who = f"{ranks} ranks import torch" if ranks > 1 else "torch is imported"
+        print(f"{who}; then round 1 starts", flush=True)
+
+
 class Pace:
     """How long a round takes, and when a log is due another line.
 

@@ -223,7 +223,7 @@ def test_table_at_the_end(done: Finished) -> None:
         assert figures == [f"{scores[key]:.2f}" for key in keys]
         assert ("*" in row) == (name == "blend")
     assert any(done.result["models_sha256"] in line for line in lines)
-    assert "\x1b" not in done.stdout
+    assert "\x1b" not in done.stdout and "import torch" not in done.stdout
 
 
 def test_plain_lines_in_a_log(done: Finished) -> None:
@@ -268,6 +268,7 @@ def test_live_line_on_a_terminal(tmp_path: Path) -> None:
     os.close(written)
     text = everything(seen, process)
     assert process.returncode == 0, text
+    assert text.startswith(f"{RANKS} ranks import torch; then round 1 starts\r\n")
     assert re.search(r"amn  round \d+/25 ", text)
     assert "\x1b[2K" in text, "nothing is redrawn"
     assert "\x1b[?25l" not in text, "a rank that dies would leave the cursor hidden"
