@@ -104,9 +104,18 @@ def _run(found: Examined) -> Facts:
         ("round", f"{found.index.round if found.index else 0} of {config['rounds']}"),
         ("method", f"{config['method']['name']}, seed {config['seed']}"),
         ("data", f"{data['name']}, labels {_labels(data)}, sizes {data['sizes']}, concept {data['concept']}"),
-        ("clients", str(data["clients"])),
+        ("clients", str(_clients(found))),
         ("parameters", f"{layout['size']:,} ({model}, {len(layout['tensors'])} tensors)"),
     ]
+
+
+def _clients(found: Examined) -> int:
+    """How many have trained, or have a model here: fewer than ``data.clients`` where some come later."""
+    models = [part.shape[0] for part in found.parts if part.name == "models"]
+    if models:
+        return models[0]
+    trained = found.about.get("federation")  # unknown to older checkpoints
+    return len(trained["train"]) if trained else found.config["data"]["clients"]
 
 
 def _labels(data: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from running import REPOSITORY, environment, launcher, one_line, options, result, run
 
-from amn_mpi import checkpoint, config, data, health, join, report, trained
+from amn_mpi import checkpoint, config, data, health, inspect, join, report, trained
 from amn_mpi.data import Federation
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.finished import compare_folders
@@ -194,10 +195,14 @@ def test_chosen_epochs(folder: Path, joined: str) -> None:
     assert table.split()[:6] == ["model", "handed", "out", "+0", "+1", "+3"]
 
 
-def test_its_models_are_inspected(folder: Path, joined: str) -> None:
+def test_its_models_are_inspected(folder: Path, joined: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = health.examine(folder / "amn" / "models.h5")
     assert not found.damage and found.config["method"]["name"] == "amn"
     assert [part.shape for part in found.parts] == [(2, result(folder / "run")["parameters"])]
+    # Of eight clients six have trained and two came later.
+    for path, clients in (("amn/models.h5", 2), ("run/models.h5", 6), ("run/checkpoints/round-000006.h5", 6)):
+        assert inspect.main([str(folder / path)]) == 0
+        assert re.search(rf"^  clients +{clients}$", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize("case", REFUSED)
