@@ -50,10 +50,10 @@ def resolved(data: Data) -> Data:
             f"{data.min_samples} training samples (data.min_samples), or none for the test",
         )
     if enough > data.clients:
-        who = f"has {_clients(enough)} of its own: {data.clients} take part, chosen by the seed; {IDLE}"
+        who = f"{data.clients} take part, chosen by the seed; {IDLE}"
     else:
-        who = f"has {_clients(enough)} of its own: all take part; {IDLE.replace('data.', 'data.clients, ', 1)}"
-    _say("note", f"{data.name} {who}")
+        who = f"all take part; {IDLE.replace('data.', 'data.clients, ', 1)}"
+    _say("note", f"{data.name} has {enough} client{'s' * (enough != 1)} of its own: {who}")
     return replace(natural.applied(data), clients=min(enough, data.clients))
 
 
@@ -106,10 +106,6 @@ def _state(data: Data, files: dict[str, Path]) -> str:
     """Hash of the files' state and of what decides who has enough samples."""
     content = [data.min_samples, data.test_fraction, [identity(path) for path in files.values()]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-
-
-def _clients(count: int) -> str:
-    return f"{count} client{'s' * (count != 1)}"
 
 
 def _say(kind: str, line: str) -> None:
