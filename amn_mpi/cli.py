@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import functools
 import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def resolve(layers: list[dict[str, Any]], words: Sequence[str]) -> Config:
     merged = _merge(layers, known, name)
     for word in words[::2]:
         _check_key(word[2:], known, "command line")
-    config = build(_parse_types(merged, words, known), options)
+    config = build(_parse_types(merged, words, options), options)
     _check_baselines(config.baselines)
     for name in methods.listed(config.checkpoint.accept):
         _check_key(name, known, "checkpoint.accept")
@@ -170,7 +171,7 @@ def _check_baselines(names: str) -> None:
             raise ConfigError(f"baselines = {names}: {other} and {name} are both called {plugin.short(name)}")
 
 
-def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> dict[str, Any]:
+def _merge(layers: list[dict[str, Any]], known: Mapping[str, Key], method: str) -> dict[str, Any]:
     """Later files win; options written for another method than the chosen one do not apply."""
     merged: dict[str, Any] = {"method.name": method}
     current = methods.DEFAULT
@@ -188,7 +189,7 @@ def _merge(layers: list[dict[str, Any]], known: dict[str, Key], method: str) -> 
     return {**merged, "method.name": method}
 
 
-def _check_key(name: str, known: dict[str, Key], where: str) -> None:
+def _check_key(name: str, known: Mapping[str, Key], where: str) -> None:
     if name in known:
         return
     section = name.rpartition(".")[0]
@@ -208,20 +209,24 @@ def _methods_with(name: str) -> list[str]:
     return [m for m in methods.METHODS if any(k.name == name for k in keys(methods.options(m), "method."))]
 
 
-def _parser(known: dict[str, Key]) -> jsonargparse.ArgumentParser:
-    """One argument a key. Not whole dataclasses: their modules' TYPE_CHECKING imports would then
-    be resolved, and with them torch imported, before a typing error is told."""
+@functools.cache
+def _parser(options: type) -> jsonargparse.ArgumentParser:
+    """One argument a key; made once, for a comparison resolves hundreds of configurations.
+
+    Not whole dataclasses: their modules' TYPE_CHECKING imports would then be resolved, and with them
+    torch imported, before a typing error is told.
+    """
     parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    for key in known.values():
+    for key in all_keys(options).values():
         parser.add_argument(f"--{key.name}", type=key.type, default=key.default)
     return parser
 
 
-def _parse_types(merged: dict[str, Any], words: Sequence[str], known: dict[str, Key]) -> dict[str, Any]:
+def _parse_types(merged: dict[str, Any], words: Sequence[str], options: type) -> dict[str, Any]:
     """Types as declared, by jsonargparse; its refusal becomes one line with what is valid."""
+    known, parser = all_keys(options), _parser(options)
     given = [f"--{k}={_text(v, known[k])}" for k, v in merged.items()]
     given += [f"{option}={value}" for option, value in zip(words[::2], words[1::2])]
-    parser = _parser(known)
     try:
         return parser.parse_args(given).as_dict()
     except UserError:
@@ -232,7 +237,7 @@ def _parse_types(merged: dict[str, Any], words: Sequence[str], known: dict[str, 
         raise ConfigError(_one_line(refusal)) from None
 
 
-def _check_type(parser: jsonargparse.ArgumentParser, word: str, known: dict[str, Key]) -> None:
+def _check_type(parser: jsonargparse.ArgumentParser, word: str, known: Mapping[str, Key]) -> None:
     name, _, value = word[2:].partition("=")
     try:
         parser.parse_args([word])
@@ -253,7 +258,7 @@ def _text(value: Any, key: Key) -> str:
     return str(value) if isinstance(value, datetime.date) else json.dumps(value)
 
 
-def _help(known: dict[str, Key]) -> str:
+def _help(known: Mapping[str, Key]) -> str:
     """One line per key: name, what it is, what is valid, default."""
     lines = ["usage: python -m amn_mpi.main [--config FILE.yaml] [--key value ...]", ""]
     lines += [f"  --{name:<26} {text}" for name, text in SWITCHES.items()] + [""]

@@ -7,11 +7,13 @@ error messages cannot drift apart. Reading YAML and the command line is in ``cli
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from amn_mpi import plugin
@@ -265,11 +267,12 @@ def keys(cls: type, prefix: str = "") -> Iterator[Key]:
             yield Key(prefix + f.name, hints[f.name], f.default, told, limits, names)
 
 
-def all_keys(options: type) -> dict[str, Key]:
+@functools.cache
+def all_keys(options: type) -> Mapping[str, Key]:
     """Every key of a run whose method takes ``options``, by dotted name."""
     found = {k.name: k for k in keys(Config)}
     found.update({k.name: k for k in keys(options, "method.")})
-    return found
+    return MappingProxyType(found)
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
