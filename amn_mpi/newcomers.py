@@ -154,11 +154,17 @@ def _welcome(desk: Desk) -> tuple[str, torch.Tensor]:
 
 def _arrive(desk: Desk, number: int, samples: Samples, start: torch.Tensor) -> Newcomer:
     """A newcomer after its first local training."""
-    one, ready = Newcomer(number, samples, start, start, torch.empty(0)), desk.ready
-    order = one.order(ready.config.seed, "first")
-    one.first = ready.engine.train(start, samples.x, samples.y, order, epochs=desk.first).cpu().clone()
-    one.answer = one.first
+    one = Newcomer(number, samples, start, start, torch.empty(0))
+    one.first = one.answer = _trained(desk, one, start, "first", desk.first)
     return one
+
+
+def _trained(desk: Desk, one: Newcomer, start: torch.Tensor, purpose: str, epochs: int) -> torch.Tensor:
+    """What it would send after so many epochs from a model of the server's."""
+    samples, order = one.samples, one.order(desk.ready.config.seed, purpose)
+    begin = desk.method.to_client(start, samples.y)
+    model = desk.ready.engine.train(begin, samples.x, samples.y, order, epochs=epochs).cpu().clone()
+    return desk.method.from_client(model, samples.y)
 
 
 def _exchange(desk: Desk, placement: Placement, here: list[Newcomer]) -> np.ndarray | None:
@@ -180,16 +186,15 @@ def _exchange(desk: Desk, placement: Placement, here: list[Newcomer]) -> np.ndar
 
 def _judged(desk: Desk, welcome: torch.Tensor, one: Newcomer, epochs: int) -> Iterator[int]:
     """Right answers of the newcomer's models by name after so many epochs more."""
-    engine, samples = desk.ready.engine, one.samples
-    own = one.first if epochs == 0 else one.answer
-    if epochs > 0:
-        order = one.order(desk.ready.config.seed, "on")
-        own = engine.train(one.answer, samples.x, samples.y, order, epochs=epochs).cpu().clone()
+    engine, method, samples = desk.ready.engine, desk.method, one.samples
     if epochs == BEFORE:
-        right = engine.correct(welcome, samples.x_test, samples.y_test)
-        yield from (right for _ in desk.method.newcomer_models)
+        begin = method.to_client(welcome, samples.y)
+        right = engine.correct(begin, samples.x_test, samples.y_test)
+        yield from (right for _ in method.newcomer_models)
         return
-    for _, model in desk.method.settle(one.answer, own, desk.numbers):
+    own = one.first if epochs == 0 else _trained(desk, one, one.answer, "on", epochs)
+    for _, sent in method.settle(one.answer, own, desk.numbers):
+        model = method.to_client(sent, samples.y)
         one.model = model if desk.keep else one.model
         yield engine.correct(model, samples.x_test, samples.y_test)
 

@@ -121,6 +121,18 @@ class ParameterLayout:
         return tuple(group.name for group in self.groups if group.stop <= self.trained)
 
     @property
+    def score_biases(self) -> slice | None:
+        """Where the biases of the classes' scores lie, if the last layer ends with one for each score."""
+        *others, last = (tensor for tensor in self.tensors if tensor.start < self.trained)
+        weight = others[-1] if others else None
+        layer, _, leaf = last.name.rpartition(".")
+        if leaf != "bias" or weight is None or weight.name.rpartition(".")[0] != layer:
+            return None
+        if weight.shape[:1] != last.shape:
+            return None
+        return slice(last.start, last.start + last.size)
+
+    @property
     def whole(self) -> Part:
         return Part(((0, self.size),))
 

@@ -128,7 +128,7 @@ class Session:
                 models.build(config.model, self.fed.shape, self.fed.classes, config.seed, number)
             )
 
-        setting = Setting(self.layout, self.fed.train, config.seed, config.local, draw)
+        setting = Setting(self.layout, self.fed.train, config.seed, config.local, draw, self.fed.classes)
         return methods.get(config.method.name)(config.method, setting)
 
     @property

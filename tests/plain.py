@@ -271,6 +271,15 @@ class Picture:
 RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
+def offset(y: Array, prior: float, classes: int, size: int) -> Array:
+    """What AMN's client adds to the last numbers of a model: the biases of its scores."""
+    found = np.zeros(size)
+    if prior:
+        frequencies = (np.bincount(y, minlength=classes) + 1) / (len(y) + classes)
+        found[-classes:] = prior * (np.log(frequencies) - np.log(frequencies).mean())
+    return found
+
+
 def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callable = mlp) -> Iterator[Picture]:
     """AMN's rounds; each yields what the server and the clients hold afterwards."""
     config, o, n = run.config, run.config.method, run.clients
@@ -279,6 +288,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callabl
     held = [max(min(2, len(y) // 2), min(len(y) // 2, round(o.held_out * len(y)))) for y in ys]
     w0 = initial(run)
     theta, hybrid = np.tile(w0, (n, 1)), np.tile(w0, (n, 1))
+    own = [offset(y, o.prior, run.method.setting.classes, len(w0)) for y in ys]
     seen, sketches = np.zeros(n, bool), np.zeros((n, len(groups), o.sketch))
     layers = len(groups)
     meta = Meta(np.zeros((layers, layers)), np.full(layers, np.log(o.gate / (1 - o.gate))))
@@ -301,10 +311,10 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callabl
         for i, p_i in zip(cohort, p):
             h = held[i]
             draw = rng.generator(config.seed, "shuffle", t, int(i))
-            new[i] = sgd(model, down[i], xs[i][h:], ys[i][h:], config.local, draw)
-            g = model(new[i], xs[i][:h], ys[i][:h])[1]
+            new[i] = sgd(model, down[i] + own[i], xs[i][h:], ys[i][h:], config.local, draw) - own[i]
+            g = model(new[i] + own[i], xs[i][:h], ys[i][:h])[1]
             for k, rho in enumerate(RHO):
-                blend = rho * new[i] + (1 - rho) * down[i]
+                blend = rho * new[i] + (1 - rho) * down[i] + own[i]
                 losses[k] += p_i * model(blend, xs[i][:h], ys[i][:h])[0]
             inner = np.stack([theta[:, c] @ g[c] for c in groups])
             parts = meta_gradient(meta, o.tau, s, samples, seen, i, inner)

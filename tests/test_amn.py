@@ -72,8 +72,10 @@ def wanted(picture: plain.Picture) -> dict[str, np.ndarray]:
         (OPTIONS, {"cohort": 0.6, "seed": 5}),
         (dataclasses.replace(OPTIONS, common_rounds=0, sketch=500, rho_decay=0.0), {"cohort": 0.4}),
         (dataclasses.replace(OPTIONS, common_rounds=1, meta_lr=0.0, tau=8.0), {"seed": 9}),
+        (dataclasses.replace(OPTIONS, prior=0.0), {}),
+        (dataclasses.replace(OPTIONS, prior=0.4), {"cohort": 0.6}),
     ],
-    ids=["everyone", "cohort", "another seed", "from the first round", "static"],
+    ids=["everyone", "cohort", "another seed", "from the first round", "static", "no prior", "less prior"],
 )
 def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, Any]) -> None:
     run = start(tmp_path, options, **keys)
@@ -95,14 +97,17 @@ def test_what_is_evaluated(tmp_path: Path) -> None:
     run = start(tmp_path)
     *_, last = plain.amn(run, GROUPS, plain.signs_of(run), 8)
     outcomes = [plain.one_round(run) for t in range(1, 9)]
+    labels, size = plain.numbers(run)[1], last.models.shape[1]
+    own = np.stack([plain.offset(y, OPTIONS.prior, plain.CLASSES, size) for y in labels])
     blends = last.rho * last.models + (1 - last.rho) * last.hybrids
+    expected = [last.models + own, last.hybrids + own, blends + own]
     for i, (client, models) in enumerate(turns.personal_models(run, 8)):
         found = {name: v.numpy() for name, v in models}
         assert client == i and list(found) == ["local", "hybrid", "blend"]
-        for v, w in zip(found.values(), (last.models[i], last.hybrids[i], blends[i])):
-            np.testing.assert_allclose(v, w, **CLOSE)
+        for v, w in zip(found.values(), expected):
+            np.testing.assert_allclose(v, w[i], **CLOSE)
     tests = [(s.x_test.double().numpy(), s.y_test.numpy()) for s in run.samples.values()]
-    right = [[plain.mlp(w[i], *tests[i])[2] for w in (last.models, last.hybrids, blends)] for i in range(5)]
+    right = [[plain.mlp(w[i], *tests[i])[2] for w in expected] for i in range(5)]
     assert outcomes[-1].correct.tolist() == right
 
 

@@ -132,6 +132,14 @@ class Method:
 
     # ---- clients that come when the training is over
 
+    def to_client(self, model: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What a client with labels ``y`` makes of a model from the server, (P,); not in place."""
+        return model
+
+    def from_client(self, model: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The way back: what it sends of a model of its own; not in place."""
+        return model
+
     def welcome(self, server: State, initial: torch.Tensor) -> torch.Tensor:
         """What a newcomer trains its first model from, (P,): one model that goes to all, where there is one.
 
@@ -158,7 +166,8 @@ class Method:
         """A newcomer's models by name, as ``newcomer_models`` has them, each (P,).
 
         Args:
-            answer: the method's. own: the newcomer's own model by now. numbers: see ``deploy``.
+            answer: the method's. own: the newcomer's own model by now, as it would be sent. numbers: see
+                ``deploy``. All are what goes between client and server: see ``to_client``.
         """
         yield "finetuned", own
 

@@ -69,6 +69,7 @@ class Setting:
     Attributes:
         samples: training samples of each client, (N,).
         draw: ``draw(k)`` is the k-th random initial model, (P,); number 0 is everybody's start.
+        classes: how many scores a model gives; 0 where nothing is to be trained.
     """
 
     layout: ParameterLayout
@@ -76,6 +77,7 @@ class Setting:
     seed: int
     local: config.Local
     draw: Callable[[int], torch.Tensor] | None = None
+    classes: int = 0
 
     @property
     def clients(self) -> int:
