@@ -82,3 +82,29 @@ def test_load_into_copies() -> None:
 def test_load_into_refuses_another_length(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="43 parameters"):
         load_into(module(), np.zeros(shape))
+
+
+@pytest.mark.parametrize("name", [*models.MODELS, *models.TEXT])
+def test_biases_of_the_scores(name: str) -> None:
+    """What is added to them is added to the scores, whatever the sample."""
+    network = module(name, (12,) if name in models.TEXT else (3, 32, 32)).eval()
+    layout = ParameterLayout.of(network)
+    where = layout.score_biases
+    assert where is not None and where.stop - where.start == 3
+    x = torch.ones(2, 12) if name in models.TEXT else torch.rand(2, 3, 32, 32)
+    flat, _ = bind(network, layout)
+    with torch.no_grad():
+        before = network(x)
+        flat[where] += torch.tensor([1.0, -2.0, 4.0])
+        torch.testing.assert_close(network(x) - before, torch.tensor([[1.0, -2.0, 4.0]] * 2))
+
+
+def test_a_network_without_biases_of_its_scores() -> None:
+    def where(*layers: torch.nn.Module) -> slice | None:
+        return ParameterLayout.of(torch.nn.Sequential(*layers)).score_biases
+
+    linear = torch.nn.Linear
+    assert where(linear(4, 3)) == slice(12, 15)
+    assert where(linear(4, 3), torch.nn.ReLU()) == slice(12, 15)
+    assert where(linear(4, 5), linear(5, 3, bias=False)) is None
+    assert where(linear(4, 3), torch.nn.LayerNorm(3)) == slice(18, 21)
