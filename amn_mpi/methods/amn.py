@@ -78,7 +78,7 @@ class AMN(Mixing):
         feature_kind="sketches",
     )
     models = ("local", "hybrid", "blend")
-    newcomer_models = ("hybrid", "blend", "local")
+    newcomer_models = ("hybrid", "local", "blend")
     kept = 0.25  # the signs of the sketch, a byte each
 
     def __init__(self, options: Any, setting: Setting) -> None:
@@ -175,8 +175,8 @@ class AMN(Mixing):
         self, answer: torch.Tensor, own: torch.Tensor, numbers: Mapping[str, float]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "hybrid", answer
-        yield "blend", answer.lerp(own, numbers["rho"])
         yield "local", own
+        yield "blend", answer.lerp(own, numbers["rho"])
 
     def _common(self, server: State) -> torch.Tensor:
         """Shares of the clients seen by now, by samples, (N,)."""
