@@ -191,7 +191,9 @@ def test_amn_restarts_from_the_hybrid_that_it_receives(tmp_path: Path) -> None:
     begun_at: list[torch.Tensor] = []
     this.engine.train = lambda w, *rest, **keys: begun_at.append(w.clone()) or start(w, *rest, **keys)  # type: ignore[method-assign]
     plain.one_round(this)
-    assert torch.equal(begun_at[BAD], hybrid) and torch.equal(this.state["hybrid"][BAD], hybrid)
+    offset = plain.offset(this.samples[BAD].y.numpy(), 1.0, plain.CLASSES, len(hybrid))
+    torch.testing.assert_close(begun_at[BAD].double(), hybrid.double() + torch.from_numpy(offset))
+    assert torch.equal(this.state["hybrid"][BAD], hybrid)
     assert not torch.equal(hybrid, this.method.setting.draw(0))
 
 
