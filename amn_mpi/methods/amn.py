@@ -337,5 +337,5 @@ class AMN(Mixing):
         """A model with ``offset`` added to the biases of its scores, in ``out`` or in a new vector."""
         found = model.clone() if out is None else out.copy_(model)
         if len(offset):
-            found[self.setting.layout.score_biases] += offset
+            found[self.setting.layout.score_biases] += offset.to(found.device)  # with a GPU, labels are there
         return found

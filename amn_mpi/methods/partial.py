@@ -33,7 +33,8 @@ class PartlyShared(FedAvg):
         self.fresh = self.private.size / layout.size
 
     def private_layers(self) -> Sequence[str]:
-        raise NotImplementedError
+        """Names of the layers that stay with the client."""
+        raise TypeError(f"{type(self).__name__} names no private layers")
 
     def keeps(self, initial: torch.Tensor) -> State:
         return {"private": self.private.take(initial)}
