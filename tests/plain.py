@@ -272,7 +272,7 @@ RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def offset(y: Array, prior: float, classes: int, size: int) -> Array:
-    """What AMN's client adds to the last numbers of a model: the biases of its scores."""
+    """What a client adds to the last numbers of a model: the biases of its scores."""
     found = np.zeros(size)
     if prior:
         frequencies = (np.bincount(y, minlength=classes) + 1) / (len(y) + classes)

@@ -84,6 +84,10 @@ KEYS = [
         ("method.tau", "unknown key", "belongs to method.name = amn;", "valid are method.name"),
     ),
     (
+        "--method.name fedprox --method.prior 1",
+        ("method.prior", "unknown key", "belongs to method.name = amn or fedavg or fedavg_ft;"),
+    ),
+    (
         "--method.personal_epochs 3",
         ("method.personal_epochs: unknown key", "belongs to method.name = ditto", "valid are method.name"),
     ),

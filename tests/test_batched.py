@@ -30,16 +30,16 @@ from amn_mpi.methods.base import Pull, Update
 from amn_mpi.params import ParameterLayout, vector_of
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
-NAMES = [name for name in METHODS if name != "fedbn"]
 EARLY = {"amn": {"common_rounds": 1}, "fedfomo": {"models": 3}}
+OPTIONS = {name: get(name).Options(**EARLY.get(name, {})) for name in METHODS if name != "fedbn"}
+OPTIONS |= {f"{name}_prior": get(name).Options(prior=1.0) for name in ("fedavg", "fedavg_ft")}
 ROUNDS = 3
 
 
 def begun(folder: Path, name: str, engine: Any, clients: int = 0, **keys: Any) -> rounds.Run:
     """Five clients of unequal size; ``clients`` of them at once, 0: all."""
-    options = get(name).Options(**EARLY.get(name, {}))
     keys = {"local": Local(epochs=2, batch_size=8, lr=0.1), "rounds": ROUNDS, **keys}
-    return plain.start(folder, options, engine=engine, engine_clients=clients, **keys)
+    return plain.start(folder, OPTIONS[name], engine=engine, engine_clients=clients, **keys)
 
 
 def assert_close(one: rounds.Run, other: rounds.Run) -> None:
@@ -53,7 +53,7 @@ def assert_close(one: rounds.Run, other: rounds.Run) -> None:
 # ---- every method
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_every_method_is_as_with_the_reference_engine(tmp_path: Path, name: str) -> None:
     mine = [begun(tmp_path, name, "batched", clients) for clients in (0, 1, 3)]
     reference = begun(tmp_path, name, "torch")

@@ -27,6 +27,7 @@ from amn_mpi.methods.base import Client
 SCRIPT = REPOSITORY / "tests" / "scripts" / "every_method.py"
 KEYS = ("--rounds", 4, "--local.epochs", 1, "--data.sizes", "lognormal", "--data.clients", 9)
 NAMES = [*(f"{name}_bn" if name == "fedbn" else name for name in METHODS), "fedavg_bn", "ditto_bn"]
+NAMES += ["fedavg_prior", "fedavg_ft_prior"]
 
 
 def on_ranks(
@@ -60,7 +61,8 @@ def test_half_a_cohort_on_1_3_and_5_ranks(half: dict[int, dict[str, Any]], name:
     one, three, five = (half[n]["unbroken"][name] for n in (1, 3, 5))
     assert one == three == five
     different = len(set(one["models"]))
-    assert different == (1 if get(name.removesuffix("_bn")).models[0] == "global" else 9) or name == "ifca"
+    shared = not name.endswith("_prior") and get(name.removesuffix("_bn")).models[0] == "global"
+    assert different == (1 if shared else 9) or name == "ifca"
     assert [row["clients"] for row in one["rounds"]] == [5] * 4
 
 

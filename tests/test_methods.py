@@ -42,15 +42,21 @@ def right(run: rounds.Run, models: list[np.ndarray]) -> list[int]:
     return [plain.linear(w, s.x_test.double().numpy(), s.y_test.numpy())[2] for w, s in zip(models, tests)]
 
 
+def offsets(run: rounds.Run) -> list[np.ndarray]:
+    """What each client adds to a model."""
+    prior, size = run.config.method.prior, run.method.setting.layout.size
+    return [plain.offset(y, prior, plain.CLASSES, size) for y in plain.numbers(run)[1]]
+
+
 def averaged(run: rounds.Run, count: int) -> np.ndarray:
-    """w <- sum n_i w_i / sum n_i over the cohort."""
+    """w <- sum n_i w_i / sum n_i over the cohort; w_i is trained from w + offset, and is less it."""
     x, y = plain.numbers(run)
-    w = plain.initial(run)
+    w, own = plain.initial(run), offsets(run)
     for t in range(1, count + 1):
         total, weight = np.zeros_like(w), 0
         for i in plain.members(run.config, t, run.clients):
-            new = plain.sgd(plain.linear, w, x[i], y[i], run.config.local, order(run, t, int(i)))
-            total, weight = total + len(y[i]) * new, weight + len(y[i])
+            new = plain.sgd(plain.linear, w + own[i], x[i], y[i], run.config.local, order(run, t, int(i)))
+            total, weight = total + len(y[i]) * (new - own[i]), weight + len(y[i])
         w = total / weight
     return w
 
@@ -63,14 +69,18 @@ def deployed(run: rounds.Run, t: int) -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("cohort", [1.0, 0.5])
 @pytest.mark.parametrize("trained", LOCALS)
-def test_fedavg(tmp_path: Path, trained: Local, cohort: float) -> None:
-    run, outcomes = train(tmp_path, fedavg.Options(), local=trained, cohort=cohort)
+@pytest.mark.parametrize("prior", [0.0, 0.7])
+def test_fedavg(tmp_path: Path, trained: Local, cohort: float, prior: float) -> None:
+    run, outcomes = train(tmp_path, fedavg.Options(prior=prior), local=trained, cohort=cohort)
     sizes = [len(s.y) for s in run.samples.values()]
     assert len(set(sizes)) > 1 and [len(o.cohort) for o in outcomes] == [5 if cohort == 1 else 3] * 2
     w = averaged(run, 2)
     np.testing.assert_allclose(run.server["model"], w, **CLOSE)
-    assert outcomes[-1].correct[:, 0].tolist() == right(run, [w] * 5)
-    assert all(np.array_equal(d["global"], run.server["model"].double()) for d in deployed(run, 2))
+    used = [w + own for own in offsets(run)]
+    assert outcomes[-1].correct[:, 0].tolist() == right(run, used)
+    for found, expected in zip(deployed(run, 2), used):
+        np.testing.assert_allclose(found["global"], expected, **CLOSE)
+        assert prior or np.array_equal(found["global"], run.server["model"].double())
 
 
 def test_weights_are_samples(tmp_path: Path) -> None:
@@ -84,25 +94,30 @@ def test_weights_are_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cohort", [1.0, 0.5])
-def test_fedavg_with_fine_tuning(tmp_path: Path, cohort: float) -> None:
-    run, outcomes = train(tmp_path, fedavg_ft.Options(), local=LOCALS[1], cohort=cohort)
+@pytest.mark.parametrize("prior", [0.0, 0.7])
+def test_fedavg_with_fine_tuning(tmp_path: Path, cohort: float, prior: float) -> None:
+    run, outcomes = train(tmp_path, fedavg_ft.Options(prior=prior), local=LOCALS[1], cohort=cohort)
     w = averaged(run, 2)
+    used = [w + own for own in offsets(run)]
     x, y = plain.numbers(run)
     tuned = [
-        plain.sgd(plain.linear, w, x[i], y[i], LOCALS[1], order(run, 2, i, "finetune")) for i in range(5)
+        plain.sgd(plain.linear, used[i], x[i], y[i], LOCALS[1], order(run, 2, i, "finetune"))
+        for i in range(5)
     ]
     found = deployed(run, 2)
     for i in range(5):
         np.testing.assert_allclose(found[i]["finetuned"], tuned[i], **CLOSE)
-        np.testing.assert_allclose(found[i]["global"], w, **CLOSE)
-    assert outcomes[-1].correct.T.tolist() == [right(run, tuned), right(run, [w] * 5)]
+        np.testing.assert_allclose(found[i]["global"], used[i], **CLOSE)
+    assert outcomes[-1].correct.T.tolist() == [right(run, tuned), right(run, used)]
     np.testing.assert_allclose(run.server["model"], w, **CLOSE)  # tuning left it alone
 
 
-def test_fine_tuning_does_not_change_the_rounds(tmp_path: Path) -> None:
-    tuned, _ = train(tmp_path, fedavg_ft.Options(), 3, local=LOCALS[0])
-    rare, _ = train(tmp_path, fedavg_ft.Options(), 3, local=LOCALS[0], evaluate=Evaluate(every=9))
-    never, _ = train(tmp_path, fedavg.Options(), 3, local=LOCALS[0])
+@pytest.mark.parametrize("prior", [0.0, 0.7])
+def test_fine_tuning_does_not_change_the_rounds(tmp_path: Path, prior: float) -> None:
+    options = fedavg_ft.Options(prior=prior)
+    tuned, _ = train(tmp_path, options, 3, local=LOCALS[0])
+    rare, _ = train(tmp_path, options, 3, local=LOCALS[0], evaluate=Evaluate(every=9))
+    never, _ = train(tmp_path, fedavg.Options(prior=prior), 3, local=LOCALS[0])
     assert torch.equal(tuned.server["model"], never.server["model"])
     assert torch.equal(rare.server["model"], never.server["model"])
 

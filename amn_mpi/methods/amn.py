@@ -20,6 +20,7 @@ from amn_mpi import rng
 from amn_mpi.config import key
 from amn_mpi.methods.base import Arrived, Client, Reply, Setting, State, Update, Wire, held_out
 from amn_mpi.methods.mixing import Columns, Mixing
+from amn_mpi.methods.offsets import ClassOffsets, prior_key
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +46,7 @@ class Options:
     common_rounds: int = key(5, "rounds of plain averaging first", ge=0)
     held_out: float = key(0.125, "part of a client's training samples for the meta step alone", gt=0, lt=1)
     rho_decay: float = key(0.7, "smoothing a round of the losses that choose the blend", ge=0, lt=1)
-    prior: float = key(
-        1.0, "of a client's log class frequencies on the biases of its scores; 0: none", ge=0, le=10
-    )
+    prior: float = prior_key(1.0)
     report: Literal["local", "hybrid", "blend"] = key("blend", "which model is the client's own")
 
 
@@ -56,7 +55,7 @@ def tried(round: int) -> tuple[int, int]:
     return TRIED[(round - 1) % len(TRIED)]
 
 
-class AMN(Mixing):
+class AMN(ClassOffsets, Mixing):
     """One round: hybrids go down, each client returns its model and a held-out gradient.
 
     The held-out gradient is taken at the adapted local model and stands for the one at the hybrid
@@ -271,16 +270,16 @@ class AMN(Mixing):
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
         held = held_out(len(client.y), self.options.held_out)
         x, y, x_held, y_held = client.x[held:], client.y[held:], client.x[:held], client.y[:held]
-        hybrid, (model, gradient), offset = received[0], client.up, self._offset(client.y)
-        start = self._shifted(hybrid, offset, out=gradient)
+        hybrid, (model, gradient), offset = received[0], client.up, self.offset(client.y)
+        start = self.shifted(hybrid, offset, room=gradient)
         model.copy_(engine.train(start, x, y, client.generator("shuffle")))
-        self._shifted(model, -offset, out=model)
+        self.shifted(model, -offset, room=model)
         sketch = self._sketch(model, scratch=gradient)
-        gradient.copy_(engine.gradient(self._shifted(model, offset), x_held, y_held))
+        gradient.copy_(engine.gradient(self.shifted(model, offset), x_held, y_held))
         losses = [engine.gradient_loss]
         for k in tried(client.round):
             blend = hybrid.lerp(model, RHO[k])
-            losses.append(engine.loss(self._shifted(blend, offset, out=blend), x_held, y_held))
+            losses.append(engine.loss(self.shifted(blend, offset, room=blend), x_held, y_held))
         return Update(
             figures=dict(zip(self.wire.figures, losses)),
             state={"model": model, "hybrid": hybrid},
@@ -302,40 +301,3 @@ class AMN(Mixing):
         yield "local", self.to_client(model, client.y)
         yield "hybrid", self.to_client(hybrid, client.y)
         yield "blend", self.to_client(hybrid.lerp(model, numbers["rho"]), client.y)
-
-    # ---- what a client adds to a model of the server's, and takes away before it sends
-
-    def to_client(self, model: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self._shifted(model, self._offset(y))
-
-    def from_client(self, model: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self._shifted(model, -self._offset(y))
-
-    def _offset(self, y: torch.Tensor) -> torch.Tensor:
-        """Log frequencies of the classes among a client's labels, centred, one count more for each, (C,).
-
-        Empty where there is nothing to add them to. After Menon et al., "Long-tail learning via logit
-        adjustment", ICLR 2021, section 5: what is learnt below them is what the labels do not explain.
-        """
-        import torch
-
-        if not self._corrects:
-            return torch.zeros(0, device=y.device)
-        counts = torch.bincount(y, minlength=self.setting.classes).float() + 1
-        logs = (counts / counts.sum()).log()
-        return self.options.prior * (logs - logs.mean())
-
-    @cached_property
-    def _corrects(self) -> bool:
-        biases = self.setting.layout.score_biases
-        fits = biases is not None and biases.stop - biases.start == self.setting.classes
-        return fits and self.options.prior > 0
-
-    def _shifted(
-        self, model: torch.Tensor, offset: torch.Tensor, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """A model with ``offset`` added to the biases of its scores, in ``out`` or in a new vector."""
-        found = model.clone() if out is None else out.copy_(model)
-        if len(offset):
-            found[self.setting.layout.score_biases] += offset.to(found.device)  # with a GPU, labels are there
-        return found

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Method, State, Update, Wire
+from amn_mpi.methods.base import Arrived, Client, State, Update, Wire
+from amn_mpi.methods.offsets import ClassOffsets, prior_key
 
 if TYPE_CHECKING:
     import torch
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """FedAvg has no options beyond local training and the cohort."""
+    """FedAvg has no options beyond local training and the cohort; ``prior`` is this project's."""
 
     name: str = key("fedavg", "method")
+    prior: float = prior_key(0.0)
 
 
-class FedAvg(Method):
+class FedAvg(ClassOffsets):
     """One model for all: w = sum n_i w_i / sum n_i over the cohort.
 
-    Every client, in the cohort or not, uses the newest global model.
+    Every client, in the cohort or not, uses the newest global model. With ``prior`` above 0, which is not
+    published but a control for AMN, w is without offsets, and each client uses it with its own.
     """
 
     Options: ClassVar[Any] = Options
@@ -36,7 +39,10 @@ class FedAvg(Method):
     models: ClassVar[tuple[str, ...]] = ("global",)
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
-        client.up[0] = engine.train(received[0], client.x, client.y, client.generator("shuffle"))
+        up, offset = client.up[0], self.offset(client.y)
+        start = self.shifted(received[0], offset, room=up)
+        up.copy_(engine.train(start, client.x, client.y, client.generator("shuffle")))
+        self.shifted(up, -offset, room=up)
         return Update()
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
@@ -46,4 +52,4 @@ class FedAvg(Method):
     def deployed(
         self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        yield "global", received[0]
+        yield "global", self.to_client(received[0], client.y)

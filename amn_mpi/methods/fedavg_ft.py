@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Client
+from amn_mpi.methods.base import Client, Setting
 from amn_mpi.methods.fedavg import FedAvg
+from amn_mpi.methods.offsets import prior_key
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,7 @@ class Options:
     """Fine-tuning is one round of local training (``local.epochs`` or ``local.steps``)."""
 
     name: str = key("fedavg_ft", "method")
+    prior: float = prior_key(0.0)
 
 
 class FedAvgFinetuned(FedAvg):
@@ -33,9 +35,13 @@ class FedAvgFinetuned(FedAvg):
     Options: ClassVar[Any] = Options
     models: ClassVar[tuple[str, ...]] = ("finetuned", "global")
 
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__(options, setting)
+        self.scratch += self.prior > 0  # the model that fine-tuning starts from
+
     def deployed(
         self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         order = client.generator("finetune")
-        yield "finetuned", engine.train(received[0], client.x, client.y, order)
-        yield "global", received[0]
+        yield "finetuned", engine.train(self.to_client(received[0], client.y), client.x, client.y, order)
+        yield from super().deployed(client, received, numbers, engine)

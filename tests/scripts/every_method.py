@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from amn_mpi.session import Session
 
 # Options that make rounds as few and small as these show what each method does.
 EARLY = {"amn": {"common_rounds": 1}, "fedrep": {"head_epochs": 2}, "fedfomo": {"models": 3}}
+PRIOR = ("fedavg", "fedavg_ft")  # once more with class offsets, which are no default of theirs
 
 
 def main(out: Path, resume: bool, words: list[str]) -> None:
@@ -36,16 +38,23 @@ def main(out: Path, resume: bool, words: list[str]) -> None:
         base = dataclasses.replace(config, model=Model("mlp_bn")) if bn else config
         ready = Session(base, comm, fed)
         ready.meet()
-        for name in methods.METHODS if not bn else ("fedbn", "fedavg", "ditto"):
-            if name != "fedbn" or bn:
-                own = dataclasses.replace(base, method=methods.options(name)(**EARLY.get(name, {})))
-                key = name + "_bn" * bn
-                unbroken[key] = one(ready, own)
-                if resume:
-                    resumed[key] = broken(ready, own, out.parent / "checkpoints", key)
+        for key, options in every(bn):
+            own = dataclasses.replace(base, method=options)
+            unbroken[key] = one(ready, own)
+            if resume:
+                resumed[key] = broken(ready, own, out.parent / "checkpoints", key)
     if comm.is_server:
         out.write_text(json.dumps({"unbroken": unbroken, "resumed": resumed}))
     comm.close()
+
+
+def every(bn: bool) -> Iterator[tuple[str, Any]]:
+    """What is run with a network, by name, with its options."""
+    for name in methods.METHODS if not bn else ("fedbn", "fedavg", "ditto"):
+        if name != "fedbn" or bn:
+            yield name + "_bn" * bn, methods.options(name)(**EARLY.get(name, {}))
+        if name in PRIOR and not bn:
+            yield f"{name}_prior", methods.options(name)(prior=1.0)
 
 
 def broken(ready: Session, config: Config, folder: Path, key: str) -> dict[str, dict]:
