@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Score:
     Attributes:
         figures: percent by name, see ``FIGURES``; NaN where the run diverged.
         seconds: median of a round. sent: bytes of the training rounds by all ranks.
+        options: of the method.
     """
 
     scenario: str
@@ -36,6 +37,13 @@ class Score:
     seconds: float = math.nan
     sent: int = 0
     trial: int = -1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def apart(self) -> str:
+        """Why its method is listed apart with such options, "" if it is not."""
+        # A user's own file need not be there any more, and tables run no code.
+        return "" if plugin.is_file(self.method) else methods.get(self.method).apart(self.options)
 
 
 def of_result(result: dict[str, Any], scenario: str = "", label: str = "", trial: int = -1) -> Score:
@@ -50,6 +58,7 @@ def of_result(result: dict[str, Any], scenario: str = "", label: str = "", trial
         float(result.get("round_seconds", math.nan)),
         sum(result.get("bytes_sent", {}).values()),
         trial,
+        result["config"]["method"],
     )
 
 
@@ -97,13 +106,12 @@ class Board:
         self.labels = _unique(s.label for s in found)
         self.reference = reference if reference in self.labels else self.labels[0]
         self.method = {s.label: s.method for s in found}
+        self._apart = {s.label: s.apart for s in found if s.apart}
         self._at = {(s.scenario, s.label, s.seed): s for s in found}
 
     def aside(self, label: str) -> str:
         """Why a method is listed apart, "" if it is not."""
-        method = self.method[label]
-        # A user's own file need not be there any more, and tables run no code.
-        return "" if plugin.is_file(method) else methods.get(method).aside
+        return self._apart.get(label, "")
 
     def ranked(self) -> list[str]:
         return [label for label in self.labels if not self.aside(label)]

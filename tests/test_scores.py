@@ -215,6 +215,29 @@ def test_accuracies_with_the_best_among_those_not_listed_apart() -> None:
     assert "71.0" not in str(texts(tables.accuracies(Board(SCORES, "a"), "best_accuracy")))
 
 
+def test_controls_are_listed_apart() -> None:
+    """FedAvg with AMN's offsets; neither FedAvg without, nor AMN, nor what is derived from FedAvg."""
+
+    def found(name: str, label: str, value: float, **options: object) -> Score:
+        run = result()
+        run["config"]["method"] = {"name": name, **options}
+        return of_result({**run, "method": name, "mean_last5": value}, "s", label)
+
+    each = [
+        found("amn", "amn", 70.0, prior=1.0), found("fedavg", "old", 50.0), found("fedprox", "prox", 45.0),
+        found("fedavg", "fedavg_prior", 90.0, prior=1.0), found("fedavg", "fedavg", 60.0, prior=0.0),
+        found("fedavg_ft", "fedavg_ft_prior", 80.0, prior=0.5), found("fedbn", "fedbn", 40.0),
+    ]  # fmt: skip
+    table = tables.accuracies(Board(each, "amn"), "mean_last5")
+    assert texts(table) == [
+        ["amn", "*70.0", "1.0"], ["old", "50.0", "3.0"], ["prox", "45.0", "4.0"], ["fedavg", "60.0", "2.0"],
+        ["fedavg_prior †", "90.0", "-"], ["fedavg_ft_prior †", "80.0", "-"], ["fedbn †", "40.0", "-"],
+    ]  # fmt: skip
+    told = "with AMN's class offsets: a control of this project"
+    assert table.notes[:2] == [f"† fedavg_prior: {told}", f"† fedavg_ft_prior: {told}"]
+    assert "batch-norm" in table.notes[2]
+
+
 def test_methods_listed_apart_come_last_wherever_they_stand() -> None:
     table = tables.accuracies(Board([*SCORES[-1:], *SCORES[:1]], "a"), "mean_last5")
     assert [row[0] for row in texts(table)] == ["a", "ifca †"]

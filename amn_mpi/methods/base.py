@@ -54,7 +54,7 @@ class Method:
         wire: what it moves.
         models: names of the models that are evaluated.
         part: the coordinates that travel: the whole model unless ``__init__`` says otherwise.
-        aside: why comparisons list it apart from the others, "" if they do not.
+        aside: why comparisons list it apart from the others, "" if they do not; by options: ``apart``.
         mirrors: server state that holds what the clients have as their own state of another name:
             {"models": "model"}. The runtime fills it by ``mirror``, and no checkpoint has it twice.
         plain_sgd: it takes steps of its own, for which SGD's momentum is not defined.
@@ -103,6 +103,11 @@ class Method:
     def features(self) -> int:
         """How many numbers a client returns beside its vectors and figures."""
         return 0
+
+    @classmethod
+    def apart(cls, options: Mapping[str, Any]) -> str:
+        """Why comparisons list a run with these options apart from the others, "" if they do not."""
+        return cls.aside
 
     # ---- rank 0
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from amn_mpi.local import Engine
 
 
+CONTROL = "with AMN's class offsets: a control of this project"
+
+
 @dataclass(frozen=True)
 class Options:
     """FedAvg has no options beyond local training and the cohort; ``prior`` is this project's."""
@@ -53,3 +56,7 @@ class FedAvg(ClassOffsets):
         self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "global", self.to_client(received[0], client.y)
+
+    @classmethod
+    def apart(cls, options: Mapping[str, Any]) -> str:
+        return CONTROL if options.get("prior") else super().apart(options)
