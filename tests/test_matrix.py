@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -414,6 +415,24 @@ def test_shipped_comparisons_parse(path: Path) -> None:
         assert found.reference in labels
         for cell in found.cells:
             assert (cell.config.data.validation > 0) == found.tunes
+
+
+@pytest.mark.parametrize("name", ["standard_fashion_mnist", "standard_cifar10"])
+def test_controls_differ_from_their_methods_by_the_prior_alone(name: str) -> None:
+    """In the suite and in every trial of its tuning; the labels are those of the tuned values."""
+    methods_of = cli.load(matrix.find(name))["methods"]
+    grid = cli.load(matrix.find(f"{name}_tune"))["grid"]
+    assert set(grid) == set(methods_of)
+    for method in ("fedavg", "fedavg_ft"):
+        label, control = f"{method}_prior", {"name": method, "prior": 1.0}
+        assert methods_of[label] == {"method": control}
+        assert grid[label] == {**grid[method], "method": control}
+        chosen = {"scenarios": ["rotation"], "methods": [method, label]}
+        for file in (name, f"{name}_tune"):
+            found = [cell.config for cell in matrix.read(file, {**chosen, "seeds": ["100"]}, []).cells]
+            first, second = found[: len(found) // 2], found[len(found) // 2 :]
+            assert [one.method.prior for one in first + second] == [0.0] * len(first) + [1.0] * len(first)
+            assert [dataclasses.replace(one, method=two.method) for one, two in zip(first, second)] == second
 
 
 def test_quick_has_all_methods_and_its_tuning_treats_them_alike(tune: Matrix) -> None:
