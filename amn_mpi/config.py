@@ -302,8 +302,13 @@ def unlike(
     return {
         name: (one.get(name), other.get(name))
         for name in {**other, **one}
-        if one.get(name) != other.get(name) and not any(f"{name}.".startswith(f"{f}.") for f in free)
+        if one.get(name) != other.get(name) and not within(name, free)
     }
+
+
+def within(name: str, keys: Sequence[str]) -> bool:
+    """Whether a key is one of these, or in one of these sections."""
+    return any(f"{name}.".startswith(f"{key}.") for key in keys)
 
 
 def differences(config: Config, then: dict[str, Any], free: Sequence[str]) -> dict[str, tuple[Any, Any]]:

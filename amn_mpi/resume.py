@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from amn_mpi import checkpoint, methods, plugin
-from amn_mpi.config import Config, differences
+from amn_mpi.config import Config, differences, within
 from amn_mpi.errors import ConfigError, UserError
 
 # What may differ without a question: how long, where and how a run is carried out. Device and
@@ -98,10 +97,10 @@ def asked_for(name: str, folder: Path) -> Path:
 def agree(config: Config, path: Path, saved: dict[str, Any], round: int) -> None:
     """Refuse to go on with another configuration than the one that was saved after ``round``."""
     accepted = methods.listed(config.checkpoint.accept)
-    free = [*FREE, *(name for name in accepted if not _within(name, FIXED))]
+    free = [*FREE, *(name for name in accepted if not within(name, FIXED))]
     for name, (then, now) in differences(config, saved, free).items():
         told = f"{name} = {now}: {path} was made with {then}; give --{name} {then}"
-        if _within(name, FIXED):
+        if within(name, FIXED):
             raise ConfigError(f"{told}, or choose another out")
         more = ",".join([*accepted, name])
         raise ConfigError(f"{told}, or --checkpoint.accept {more} to go on with {now}")
@@ -122,11 +121,6 @@ def _agree_on_files(config: Config, path: Path, saved: dict[str, int]) -> None:
                 f"{key} = {name}: the file has changed since {path} was made; --checkpoint.accept {more} "
                 "goes on with it as it is now"
             )
-
-
-def _within(name: str, keys: Sequence[str]) -> bool:
-    """Whether a key is one of these, or in one of these sections."""
-    return any(f"{name}.".startswith(f"{key}.") for key in keys)
 
 
 def _agree_on_end(rounds: int, rows: list[dict[str, Any]], path: Path) -> None:
