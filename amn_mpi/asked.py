@@ -1,11 +1,11 @@
-"""comparison.json: which runs the commands of a comparison have asked for. Rank 0 only."""
+"""comparison.json: which runs the commands of a comparison have asked for, or know. Rank 0 only."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from amn_mpi import finished
@@ -17,10 +17,14 @@ RUN = re.compile(r"[^/.][^/]*/[^/.][^/]*/seed\d+")
 
 @dataclass(frozen=True)
 class Asked:
-    """``reference``: label that others are held against. ``runs``: folders, scenario/method/seed0."""
+    """``reference``: label that others are held against. ``runs``: folders, scenario/method/seed0.
+
+    ``known``: runs that are no folders but lines of scores.csv.
+    """
 
     reference: str
     runs: list[str]
+    known: list[str] = field(default_factory=list)
 
 
 def read(folder: Path) -> Asked | None:
@@ -30,24 +34,30 @@ def read(folder: Path) -> Asked | None:
         return None
     try:
         tree = json.loads(path.read_text())
-        runs = [str(name) for name in tree["runs"]]
-        if not all(map(RUN.fullmatch, runs)):
+        runs, known = ([str(name) for name in names] for names in (tree["runs"], tree.get("known", ())))
+        if not all(map(RUN.fullmatch, [*runs, *known])):
             raise ValueError("runs are named scenario/method/seed0")
-        return Asked(str(tree["reference"]), list(dict.fromkeys(runs)))
+        return Asked(str(tree["reference"]), list(dict.fromkeys(runs)), known)
     except (OSError, KeyError, TypeError, ValueError) as error:
         warn(f"{path}: left out: {type(error).__name__} {' '.join(str(error).split())}")
         return None
 
 
-def add(folder: Path, reference: str, runs: Iterable[str], valid: Iterable[str]) -> None:
+def add(
+    folder: Path, reference: str, runs: Iterable[str], valid: Iterable[str], known: Iterable[str]
+) -> None:
     """Keep what is asked for now, beside those of earlier commands that are still ``valid``.
+
+    Args:
+        known: in place of those of earlier commands.
 
     Raises:
         UserError: it cannot be written.
     """
     earlier = read(folder)
     now = dict.fromkeys(runs)
-    known = now | dict.fromkeys(earlier.runs if earlier else ())
-    ordered = [name for name in dict.fromkeys(valid) if name in known]
+    every = now | dict.fromkeys(earlier.runs if earlier else ())
+    ordered = [name for name in dict.fromkeys(valid) if name in every]
     ordered += [name for name in now if name not in ordered]
-    finished.write(folder / NAME, json.dumps({"reference": reference, "runs": ordered}, indent=1) + "\n")
+    tree = {"reference": reference, "runs": ordered, "known": list(known)}
+    finished.write(folder / NAME, json.dumps(tree, indent=1) + "\n")

@@ -2,10 +2,11 @@
 
 ``python -m amn_mpi.compare FOLDER ...``
 ``mpirun -n 3 python -m amn_mpi.compare NAME [--out DIR] [--scenarios A,B] [--methods A,B] [--seeds 0,1]
-[--reference M] [--dry_run] [--key value ...]``
+[--reference M] [--known FILE.csv] [--dry_run] [--key value ...]``
 
 NAME is a comparison in configs/compare or a file like them. A cell that is finished is not run
-again, so the same command goes on where it was stopped. ``--logging.report true`` also writes report.html.
+again, so the same command goes on where it was stopped. Nor is one that FILE.csv knows, the scores.csv of an
+earlier comparison (``none``: nothing is known). ``--logging.report true`` also writes report.html.
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amn_mpi import main, signals
 from amn_mpi.comm import Communicator
 from amn_mpi.errors import ConfigError
 from amn_mpi.finished import check_reference, compare_folders
-from amn_mpi.plan import Plan
+
+if TYPE_CHECKING:
+    from amn_mpi.matrix import Matrix
+    from amn_mpi.plan import Plan
 
 LISTS = ("scenarios", "methods", "seeds")
+TEXTS = ("out", "reference", "known")
 NOT_FOR_MATRICES = (
     *("--seed", "--progress", "--method.name", "--config", "--baselines"),
     *("--resume", "--faults.survive"),
@@ -42,6 +48,7 @@ class Request:
     names: list[str]
     out: str
     reference: str
+    known: str
     chosen: dict[str, list[str]]
     words: list[str]
     dry: bool
@@ -69,19 +76,20 @@ def parse(argv: Sequence[str]) -> Request:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{option}: a value is missing after it")
             value = rest.pop(0)
-        if option[2:] in (*LISTS, "out", "reference"):
+        if option[2:] in (*LISTS, *TEXTS):
             given[option[2:]] = value
         elif option in NOT_FOR_MATRICES:
             raise ConfigError(
                 f"{option}: is not for comparisons; valid are --scenarios, --methods, --seeds, --out, "
-                "--reference, --dry_run and the keys of a run"
+                "--reference, --known, --dry_run and the keys of a run"
             )
         else:
             words += [option, value]
     if not names:
         raise ConfigError("compare what? give folders of runs, or a comparison; see --help")
     chosen = {kind: [v for v in given.get(kind, "").split(",") if v] for kind in LISTS}
-    return Request(names, given.get("out", ""), given.get("reference", ""), chosen, words, dry)
+    out, reference, known = (given.get(name, "") for name in TEXTS)
+    return Request(names, out, reference, known, chosen, words, dry)
 
 
 def work(comm: Communicator, argv: Sequence[str]) -> None:
@@ -125,11 +133,13 @@ def _plan(argv: Sequence[str]) -> Plan | None:
         print(HELP, flush=True)
         return None
     from amn_mpi import matrix
+    from amn_mpi.plan import Plan
 
     request = parse(argv)
     folders = [name for name in request.names if Path(name).is_dir() and not matrix.known(name)]
     if len(folders) == len(request.names):
-        of_matrix = [f"--{kind}" for kind in LISTS if request.chosen[kind]] + request.words[:1]
+        of_matrix = [f"--{kind}" for kind in LISTS if request.chosen[kind]]
+        of_matrix += ["--known"] * bool(request.known) + request.words[:1]
         if of_matrix:
             raise ConfigError(f"{of_matrix[0]}: is not for folders; valid are --reference and --out")
         compare_folders(folders, request.reference, request.out)
@@ -141,12 +151,26 @@ def _plan(argv: Sequence[str]) -> Plan | None:
     check_reference(request.reference, list(found.trials))
     every = {"seeds": [str(seed) for seed in dict.fromkeys((*found.seeds, *(c.seed for c in found.cells)))]}
     whole = matrix.read(request.names[0], every, ["--progress", "off", *request.words])
-    plan = Plan(found, whole, Path(request.out or f"runs/{found.path.stem}"), request.reference)
+    out = Path(request.out or f"runs/{found.path.stem}")
+    plan = Plan(found, whole, out, request.reference, _table(request.known, found))
     if request.dry:
         plan.show()
         return None
     plan.lock()
     return plan
+
+
+def _table(asked_for: str, found: Matrix) -> Path | None:
+    """The table of known runs: of the command line, else of the file, where it need not be there yet."""
+    if asked_for == "none" or not (asked_for or found.known):
+        return None
+    path = Path(asked_for or found.known)
+    if path.is_file():
+        return path
+    if asked_for:
+        raise ConfigError(f"--known {path}: no such file; valid are the scores.csv of a comparison, and none")
+    print(f"{found.path}: known = {path}: there is no such file yet: nothing is known", flush=True)
+    return None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,19 @@ def result_of(path: Path) -> dict[str, Any]:
 
 
 def score_of(path: Path) -> Score:
-    return score_in(result_of(path), path)
+    """The score in a result.json, with the curve beside it."""
+    return replace(score_in(result_of(path), path), curve=curve_of(path.parent))
+
+
+def curve_of(folder: Path) -> dict[int, float]:
+    """Round -> mean accuracy, percent, of a run; empty where metrics.jsonl is missing or damaged."""
+    from amn_mpi.report.read import metrics
+
+    try:
+        rows = metrics(folder / "metrics.jsonl")
+    except UserError:
+        return {}
+    return {int(row["round"]): float(row["mean_accuracy"]) for row in rows if "mean_accuracy" in row}
 
 
 def score_in(found: dict[str, Any], path: Path) -> Score:
@@ -96,16 +108,22 @@ def score_in(found: dict[str, Any], path: Path) -> Score:
         raise UserError(f"{path}: not the result of a run: {type(error).__name__} {error}") from None
 
 
-def write_tables(scores: list[Score], shown: list[Score], reference: str, out: Path | None) -> None:
-    """Leave tables of ``scores`` in a folder, where there is one, and show those of ``shown``."""
-    from amn_mpi import tables
+def write_tables(
+    scores: list[Score], shown: list[Score], reference: str, out: Path | None, beside: Iterable[Score] = ()
+) -> None:
+    """Leave tables of ``scores`` in a folder, where there is one, and show those of ``shown``.
+
+    Args:
+        beside: runs that are in scores.csv only.
+    """
+    from amn_mpi import kept, tables
     from amn_mpi.scores import Board
 
     found = tables.tables(Board(scores, reference))
     if out is not None:  # first of all: the terminal may be gone
         write(out / "tables.md", "\n".join(map(tables.markdown, found)))
         write(out / "tables.tex", "\n".join(map(tables.latex, found)))
-        write(out / "scores.csv", tables.long_csv(scores))
+        write(out / "scores.csv", kept.text([*scores, *beside]))
     for table in tables.tables(Board(shown, reference)):
         tables.show(table)
     if out is not None:

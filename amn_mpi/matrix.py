@@ -9,6 +9,7 @@ scenarios:
 methods:
   ditto: {method: {lam: 0.5}}       # keys of each method; the label is its name unless it says one
 tuned: quick_tuned.yaml             # a file with more `methods`, which come first
+known: ../../docs/results/quick.csv # scores.csv of finished runs, which are not run again
 ```
 A file for tuning has ``grid`` in place of ``methods``: for each label the values of some keys, whose
 combinations are its trials, or a list of trials, each with its keys; and ``trials``, the number that
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from amn_mpi import cli, methods
 from amn_mpi.config import Config, differences
 from amn_mpi.errors import ConfigError
 
-KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "grid", "trials", "reference")
+KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "known", "grid", "trials", "reference")
 # What may differ between a finished cell and the file: how and where it runs.
 OWN = ("seed", "out", "baselines")
 FREE = (
@@ -63,8 +65,12 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        name = self.label if self.trial < 0 else f"{self.label}-{self.trial:02d}"
-        return f"{self.scenario}/{name}/seed{self.seed}"
+        return place(self.scenario, self.label, self.trial, self.seed)
+
+
+def place(scenario: str, label: str, trial: int, seed: int) -> str:
+    """The folder of a cell."""
+    return f"{scenario}/{label if trial < 0 else f'{label}-{trial:02d}'}/seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Matrix:
     """All cells, scenario by scenario and seed by seed; ``trials``: each label's keys, for tuning many.
 
     ``untuned``: labels without tuned values. ``seeds``: the file's, whatever was asked for.
+    ``known``: the table of finished runs that the file names, "" if it names none.
     """
 
     path: Path
@@ -81,6 +88,7 @@ class Matrix:
     tunes: bool
     untuned: list[str]
     seeds: list[int]
+    known: str
 
 
 def find(name: str) -> Path:
@@ -153,7 +161,8 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
         for number, config in enumerate(resolved[scenario, label])
     ]
     trials = {label: labels[label] for label in who}
-    return Matrix(path, cells, reference, trials, "grid" in tree, _untuned(tree, path, who), seeds)
+    untuned = _untuned(tree, path, who)
+    return Matrix(path, cells, reference, trials, "grid" in tree, untuned, seeds, _known(tree, path))
 
 
 def _resolve(path: Path, label: str, layers: list[dict], keys: dict, words: Sequence[str]) -> Config:
@@ -200,6 +209,15 @@ def _untuned(tree: dict[str, Any], path: Path, labels: list[str]) -> list[str]:
     tuned_path = path.parent / str(tree["tuned"])
     tuned = _table(cli.load(tuned_path), "methods", tuned_path)
     return [label for label in labels if label not in tuned]
+
+
+def _known(tree: dict[str, Any], path: Path) -> str:
+    name = tree.get("known") or ""
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{path}: known = {name}: valid is the path of a scores.csv, from this file's folder"
+        )
+    return os.path.normpath(path.parent / name) if name else ""
 
 
 def _over(below: dict, above: dict) -> dict:

@@ -9,13 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amn_mpi import __version__, asked, kept, known, matrix
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.finished import result_of, score_of, write, write_tables
+from amn_mpi.resume import warn
 
 if TYPE_CHECKING:
     from amn_mpi.comm import Communicator
     from amn_mpi.matrix import Cell, Matrix
     from amn_mpi.scores import Score
+
+LEFT_OUT = "left_out.csv"
 
 
 class Plan:
@@ -25,12 +29,19 @@ class Plan:
         found: what is to run.
         whole: with all that earlier commands may have run.
         reference: label that others are held against, "" for the matrix's own.
+        table: scores.csv of runs whose folders need not be there; None: there is none.
     """
 
-    def __init__(self, found: Matrix, whole: Matrix, out: Path, reference: str) -> None:
+    def __init__(
+        self, found: Matrix, whole: Matrix, out: Path, reference: str, table: Path | None = None
+    ) -> None:
         self.matrix, self.whole = _with_own_clients(found, whole)
-        self.out, self.reference = out, reference
-        self.todo = [cell for cell in self.matrix.cells if not self._finished(cell)]
+        self.out, self.reference, self.table = out, reference, table
+        self._digests = known.digests(self.whole.cells)
+        self.known = known.sort(kept.read(table) if table else [], self.whole.cells, self._digests)
+        self._rows: dict[str, Score] = {}
+        open_cells = [cell for cell in self.matrix.cells if not self._finished(cell)]
+        self.todo = [cell for cell in open_cells if cell.folder not in self.known.scores]
         self._done, self._started = 0, time.monotonic()
 
     def ranks(self) -> int:
@@ -45,16 +56,45 @@ class Plan:
             self.out.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.out)
             self._keep()
+            self._save()
         except OSError as error:
             raise UserError(f"out = {self.out}: cannot be written: {error.strerror}") from None
-        print(f"{len(self.matrix.cells)} runs, {len(self.todo)} to do, in {self.out}", flush=True)
+        count, left = len(self.matrix.cells), len(self.todo)
+        print(f"{count} runs{self._told()}, {left} to do, in {self.out}", flush=True)
+        self._warn()
 
     def _keep(self) -> None:
         """What was asked for: a report names the runs that are missing."""
-        from amn_mpi import asked
-
         runs, valid = ([cell.folder for cell in found.cells] for found in (self.matrix, self.whole))
-        asked.add(self.out, self.reference or self.matrix.reference, runs, valid)
+        lines = [cell.folder for cell in self.whole.cells if self._by_table(cell)]
+        asked.add(self.out, self.reference or self.matrix.reference, runs, valid, lines)
+        if self.known.left_out:
+            write(self.out / LEFT_OUT, kept.text(self.known.left_out))
+
+    def _save(self) -> None:
+        """All that is finished, after each run: the next command may come on another machine."""
+        if scores := [*self._scores(self.whole), *self.known.beside.values()]:
+            write(self.out / "scores.csv", kept.text(scores))
+
+    def _told(self) -> str:
+        """How many of the runs a table knows, and by which versions of the package."""
+        if self.table is None:
+            return ""
+        rows = [self.known.scores[c.folder] for c in self.matrix.cells if self._by_table(c)]
+        others = sorted({row.version for row in rows} - {"", __version__})
+        made = f" (some made with amn_mpi {', '.join(others)})" if others else ""
+        return f", {len(rows)} known from {self.table}{made}"
+
+    def _warn(self) -> None:
+        """Of rows of the table that are of no use."""
+        if not (count := len(self.known.left_out)):
+            return
+        line = f"{self.table}: {count} of its runs were made with other keys than {self.matrix.path} has now"
+        if again := [cell.folder for cell in self.todo if cell.folder in self.known.changed]:
+            parts = self.known.changed[again[0]]
+            line += f"; {len(again)} are run again, the first {again[0]} (differs in: {parts})"
+            line += "; to keep a run, give its keys the values of then"
+        warn(f"{line}; these lines go to {self.out / LEFT_OUT}, not to scores.csv")
 
     def check(self, comm: Communicator) -> None:
         """Before hours are spent: every method with every scenario's data, memory, idle ranks.
@@ -92,8 +132,10 @@ class Plan:
         from amn_mpi.progress import table
 
         waiting = {cell.folder for cell in self.todo}
-        rows = [[c.folder, "to do" if c.folder in waiting else "done"] for c in self.matrix.cells]
-        table(f"{self.matrix.path}: {len(rows)} runs in {self.out}", ["run", ""], rows)
+        state = {c.folder: "known" if self._by_table(c) else "done" for c in self.matrix.cells}
+        rows = [[name, "to do" if name in waiting else done] for name, done in state.items()]
+        table(f"{self.matrix.path}: {len(rows)} runs in {self.out}{self._told()}", ["run", ""], rows)
+        self._warn()
 
     def open(self, cell: Cell) -> Any:
         """The cell's folder; a run that was stopped goes on where its newest checkpoint was made."""
@@ -108,6 +150,7 @@ class Plan:
         folder.finish({**found, "cell": place})
         folder.callbacks.end(found)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        self._save()
         self._done += 1
         spent = time.monotonic() - self._started
         left = spent / self._done * (len(self.todo) - self._done)
@@ -121,7 +164,8 @@ class Plan:
             self._choose(scores)
             return
         reference = self.reference or self.matrix.reference
-        write_tables(scores, self._scores(self.matrix), reference, self.out)
+        shown, beside = self._scores(self.matrix), self.known.beside.values()
+        write_tables(scores, shown, reference, self.out, beside)
 
     def picture(self) -> None:
         """The report, where one of the runs asks for it."""
@@ -129,20 +173,31 @@ class Plan:
             from amn_mpi.report import at_end
 
             cells = [cell for cell in self.whole.cells if self._path(cell).exists()]
-            at_end(self.out, [cell.folder for cell in cells if self._differs(cell)])
+            strange = [c.folder for c in cells if self._differs(c) and not self._by_table(c)]
+            at_end(self.out, strange)
 
     def _scores(self, found: Matrix) -> list[Score]:
-        """Of the finished cells; what was run with other keys is left out."""
-        there = [cell for cell in found.cells if self._path(cell).exists()]
-        return [score_of(self._path(cell)) for cell in there if not self._differs(cell)]
+        """Of the finished and the known cells; what was run with other keys is left out."""
+        rows = (self._row(cell) or self.known.scores.get(cell.folder) for cell in found.cells)
+        return [row for row in rows if row is not None]
+
+    def _row(self, cell: Cell) -> Score | None:
+        """Of a cell whose folder holds its result; read once."""
+        there = cell.folder in self._rows
+        if not there and self._path(cell).exists() and not self._differs(cell):
+            text = self._digests[cell.scenario, cell.label, cell.trial]
+            self._rows[cell.folder] = replace(score_of(self._path(cell)), digest=text)
+        return self._rows.get(cell.folder)
+
+    def _by_table(self, cell: Cell) -> bool:
+        """Whether a cell is known by the table alone."""
+        return cell.folder in self.known.scores and self._row(cell) is None
 
     def _path(self, cell: Cell) -> Path:
         return self.out / cell.folder / "result.json"
 
     def _differs(self, cell: Cell) -> str:
         """How a finished cell was run otherwise; "" if it was not."""
-        from amn_mpi import matrix
-
         return matrix.difference(cell.config, result_of(self._path(cell))["config"])
 
     def _choose(self, scores: list[Score]) -> None:
@@ -151,9 +206,9 @@ class Plan:
         from amn_mpi import tables
         from amn_mpi.scores import best_trials
 
+        self._save()
         best = best_trials(scores)
         chosen = {label: self.whole.trials[label][trial] for label, trial in best.items()}
-        write(self.out / "scores.csv", tables.long_csv(scores))
         head = f"# Chosen by {self.matrix.path.name} on validation data, {len(scores)} runs.\n"
         write(self.out / "tuned.yaml", head + yaml.safe_dump({"methods": chosen}, sort_keys=False))
         for table in tables.trials(scores, {label: self.whole.trials[label] for label in best}):
@@ -176,8 +231,8 @@ def _with_own_clients(*matrices: Matrix) -> list[Matrix]:
     """The matrices with the real number of clients where the data has its own; each data is asked once."""
     from amn_mpi import data
 
-    asked = dict.fromkeys(cell.config.data for found in matrices for cell in found.cells)
-    real = {one: data.resolved(one) for one in asked}
+    each = dict.fromkeys(cell.config.data for found in matrices for cell in found.cells)
+    real = {one: data.resolved(one) for one in each}
     return [
         replace(
             found,

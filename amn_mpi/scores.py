@@ -25,8 +25,13 @@ class Score:
 
     Attributes:
         figures: percent by name, see ``FIGURES``; NaN where the run diverged.
-        seconds: median of a round. sent: bytes of the training rounds by all ranks.
-        options: of the method.
+        seconds: median of a round.
+        sent: bytes by all ranks, without those of checkpoints, which go by the clock.
+        trained: seconds in which clients train, summed over the ranks; NaN if unknown.
+        ranks: 0 where the run diverged. version: of this package, "" if unknown.
+        digest: of its configuration, see ``amn_mpi/digest.py``; "" if unknown.
+        curve: round -> mean accuracy, percent.
+        apart: see ``why_apart``.
     """
 
     scenario: str
@@ -37,18 +42,24 @@ class Score:
     seconds: float = math.nan
     sent: int = 0
     trial: int = -1
-    options: Mapping[str, Any] = field(default_factory=dict)
+    trained: float = math.nan
+    ranks: int = 0
+    version: str = ""
+    digest: str = ""
+    curve: dict[int, float] = field(default_factory=dict)
+    apart: str = ""
 
-    @property
-    def apart(self) -> str:
-        """Why its method is listed apart with such options, "" if it is not."""
-        # A user's own file need not be there any more, and tables run no code.
-        return "" if plugin.is_file(self.method) else methods.get(self.method).apart(self.options)
+
+def why_apart(method: str, options: Mapping[str, Any]) -> str:
+    """Why tables list a method apart with such options, "" if they do not."""
+    # A user's own file need not be there any more, and tables run no code.
+    return "" if plugin.is_file(method) else methods.get(method).apart(options)
 
 
 def of_result(result: dict[str, Any], scenario: str = "", label: str = "", trial: int = -1) -> Score:
     """The score in the content of a result.json."""
     figures = {name: float(result.get(name, math.nan)) for name in FIGURES}
+    sent, ranks = result.get("bytes_sent", {}), int(result.get("ranks", 0))
     return Score(
         scenario or scenario_of(result),
         label or plugin.short(result["method"]),
@@ -56,9 +67,12 @@ def of_result(result: dict[str, Any], scenario: str = "", label: str = "", trial
         result["method"],
         figures,
         float(result.get("round_seconds", math.nan)),
-        sum(result.get("bytes_sent", {}).values()),
+        sum(int(size) for kind, size in sent.items() if kind != "checkpoint"),
         trial,
-        result["config"]["method"],
+        float(result.get("seconds", {}).get("mean", {}).get("train", math.nan)) * ranks,
+        ranks,
+        str(result.get("versions", {}).get("amn_mpi", "")),
+        apart=why_apart(result["method"], result["config"]["method"]),
     )
 
 

@@ -1,9 +1,7 @@
-"""Tables of a comparison, as Markdown, LaTeX and CSV, and on the terminal. Pure but for ``show``."""
+"""Tables of a comparison, as Markdown and LaTeX, and on the terminal. Pure but for ``show``."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -135,18 +133,6 @@ def latex(table: Table) -> str:
     lines += [" & ".join(map(_escape, table.columns)) + " \\\\", "\\midrule"]
     lines += [" & ".join(row) + " \\\\" for row in rows]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", *(f"% {n}" for n in table.notes)]) + "\n"
-
-
-def long_csv(scores: Iterable[Score]) -> str:
-    """One line a run: nothing averaged."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["scenario", "label", "method", "trial", "seed", *FIGURES, "round_seconds", "bytes_sent"])
-    for s in scores:
-        figures = [f"{s.figures[name]:.4f}" for name in FIGURES]
-        trial = "" if s.trial < 0 else s.trial
-        writer.writerow([s.scenario, s.label, s.method, trial, s.seed, *figures, f"{s.seconds:.4f}", s.sent])
-    return out.getvalue()
 
 
 def show(table: Table) -> None:

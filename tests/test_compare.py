@@ -75,7 +75,8 @@ def scores(folder: Path) -> list[dict[str, str]]:
 def what_counts(folder: Path) -> list[dict[str, str]]:
     """The scores but for what depends on the number of ranks."""
     return [
-        {k: v for k, v in row.items() if k not in ("round_seconds", "bytes_sent")} for row in scores(folder)
+        {k: v for k, v in row.items() if k not in ("round_seconds", "bytes_sent", "train_seconds", "ranks")}
+        for row in scores(folder)
     ]
 
 
@@ -146,8 +147,13 @@ def test_scores_are_those_of_the_cells(done: Done) -> None:
         }  # fmt: skip
         assert row["method"] == found["method"] == found["config"]["method"]["name"]
         if row["label"] != "wild":
-            assert row["mean_last5"] == f"{found['mean_last5']:.4f}"
-            assert row["bytes_sent"] == str(sum(found["bytes_sent"].values()))
+            assert row["mean_last5"] == str(found["mean_last5"])
+            sent = sum(found["bytes_sent"].values()) - found["bytes_sent"].get("checkpoint", 0)
+            assert row["bytes_sent"] == str(sent)
+            lines = (done.out[3] / name / "metrics.jsonl").read_text().splitlines()
+            curve = [f"{json.loads(line)['mean_accuracy']:.1f}" for line in lines]
+            assert [row["at1"], row["at2"]] == curve
+            assert row["train_seconds"] == f"{3 * found['seconds']['mean']['train']:.3f}"
             assert (found["ranks"], found["clients"], found["rounds"]) == (3, 4, 2)
     assert not list(done.out[3].rglob("models.h5"))
 
@@ -302,6 +308,7 @@ def test_a_stopped_matrix_is_finished_by_the_same_command(tmp_path: Path) -> Non
     assert stopped.returncode != 0
     has(one_line(stopped.stderr), "stopped by SIGTERM")
     assert (first / "result.json").exists() and not (second / "result.json").exists()
+    assert [row["label"] for row in scores(out)] == ["wild"], "kept as soon as it is finished"
     written = (first / "result.json").stat().st_mtime_ns
     again = command(*what)
     assert (again.returncode, again.stderr) == (0, "")
@@ -463,6 +470,8 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("FILE --local.lr abc", ("local.lr = abc", "a number > 0")),
     ("FILE --reference nosuch", ("--reference nosuch", "amn, wild, fedavg_ft")),
     ("FILE FILE", ("FILE", "one comparison")),
+    ("FILE --known", ("--known", "a value is missing")),
+    ("FILE --known gone.csv", ("--known gone.csv: no such file", "scores.csv", "none")),
 ]
 
 
@@ -477,7 +486,8 @@ def test_command_lines_that_are_not_valid(tmp_path: Path, words: str, told: tupl
 
 
 @pytest.mark.parametrize(
-    "words", ["--nosuch 1", "--methods local", "--seeds 0", "--reference nosuch", "--rounds 3"]
+    "words",
+    ["--nosuch 1", "--methods local", "--seeds 0", "--reference nosuch", "--rounds 3", "--known a.csv"],
 )
 def test_options_that_mean_nothing_for_folders_are_refused(two_runs: Path, words: str) -> None:
     """Rather than left out: who asks for one method would take the table of all for its answer."""

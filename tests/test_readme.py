@@ -50,7 +50,7 @@ def options_in(text: str) -> set[str]:
 def test_every_option_exists(name: str) -> None:
     known = {name for method in methods.METHODS for name in all_keys(methods.options(method))}
     known |= set(all_keys(methods.options(f"{REPOSITORY / 'examples' / 'own_blend.py'}:Blend")))
-    known |= set(cli.SWITCHES) | FOREIGN | {*compare.LISTS, "reference", *join.NUMBERS}
+    known |= set(cli.SWITCHES) | FOREIGN | {*compare.LISTS, *compare.TEXTS, *join.NUMBERS}
     assert options_in(TEXTS[name]) - known == set()
     assert len(options_in(README)) > 20
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 import statistics
@@ -15,7 +13,7 @@ import pytest
 
 from amn_mpi import scores, tables
 from amn_mpi.config import Config
-from amn_mpi.scores import Board, Score, best_trials, half_width, of_result, ranks
+from amn_mpi.scores import Board, Score, best_trials, half_width, of_result, ranks, why_apart
 
 NAN = math.nan
 NAMES = {"fedbn": "fedbn", "ifca": "ifca"}
@@ -27,7 +25,8 @@ def score(
 ) -> Score:
     """A run whose three figures differ, so that a mix-up shows."""
     figures = {"mean_last5": value, "best_accuracy": value + 1, "worst10": value - 1}
-    return Score(scenario, label, seed, NAMES.get(label, method), figures, 0.5, 7, trial)
+    method = NAMES.get(label, method)
+    return Score(scenario, label, seed, method, figures, 0.5, 7, trial, apart=why_apart(method, {}))
 
 
 def board(*rows: tuple, reference: str = "a") -> Board:
@@ -152,10 +151,12 @@ def test_the_first_of_equal_trials_wins() -> None:
 def result(**data: object) -> dict[str, Any]:
     config = Config().as_dict()
     config["data"].update(data)
+    config["method"] = {"name": "fedavg"}
     figures = {"mean_last5": 50.0, "best_accuracy": 51.5, "worst10": 12.5}
     return {
         "method": "fedavg", "seed": 3, "config": config, "round_seconds": 0.25,
-        "bytes_sent": {"scatter": 5, "gather": 8}, **figures,
+        "bytes_sent": {"scatter": 5, "gather": 8, "checkpoint": 100}, **figures,
+        "ranks": 3, "seconds": {"mean": {"train": 1.5}}, "versions": {"amn_mpi": "0.0.7"},
     }  # fmt: skip
 
 
@@ -163,7 +164,8 @@ def test_the_score_of_a_result() -> None:
     found = of_result(result())
     assert (found.label, found.method, found.seed, found.trial) == ("fedavg", "fedavg", 3, -1)
     assert found.figures == {"mean_last5": 50.0, "best_accuracy": 51.5, "worst10": 12.5}
-    assert (found.seconds, found.sent) == (0.25, 13)
+    assert (found.seconds, found.sent) == (0.25, 13), "checkpoints go by the clock"
+    assert (found.trained, found.ranks, found.version) == (4.5, 3, "0.0.7")
     assert found.scenario == "digits, Dirichlet 0.5, permute 2, mlp, 32 clients, 40 rounds"
     cell = of_result(result(), "rotation", "mine", 4)
     assert (cell.scenario, cell.label, cell.method, cell.trial) == ("rotation", "mine", "fedavg", 4)
@@ -343,26 +345,6 @@ def test_latex_writes_each_sign_once() -> None:
     escaped = tables.latex(tables.accuracies(board((SPECIAL, 0, 70.0)), "mean_last5"))
     expected = r"a\&b\%c\#d\_e\{f\}g\$h\textasciitilde{}i\textbackslash{}j"
     assert f"\n{expected} & 70.0 & 1.0 \\\\" in escaped
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def test_csv_comes_back_as_it_was() -> None:
-    names = ["plain", 'with "quotes", and commas', "a|b&c", "two\nlines", "ümläut †"]
-    found = [score(name, seed, 70.125, name, trial=seed - 1) for name in names for seed in (0, 1)]
-    back = rows(tables.long_csv(found))
-    assert [(row["scenario"], row["label"]) for row in back] == [(n, n) for n in names for _ in (0, 1)]
-    assert [row["trial"] for row in back] == ["", "0"] * 5
-    assert {row["method"] for row in back} == {"local"}
-    for row in back:
-        figures = (row["mean_last5"], row["best_accuracy"], row["worst10"])
-        assert figures == ("70.1250", "71.1250", "69.1250")
-        assert (row["round_seconds"], row["bytes_sent"]) == ("0.5000", "7")
-    assert math.isnan(float(rows(tables.long_csv([score("a", 0, NAN)]))[0]["mean_last5"]))
-    head = next(csv.reader(io.StringIO(tables.long_csv([]))))
-    assert head[:5] == ["scenario", "label", "method", "trial", "seed"]
 
 
 def shown(capsys: pytest.CaptureFixture[str], found: Sequence[Score]) -> str:

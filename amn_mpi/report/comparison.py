@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from amn_mpi import asked, finished
+from amn_mpi import asked, finished, kept, matrix
 from amn_mpi.config import leaves
 from amn_mpi.errors import UserError
 from amn_mpi.report import read as of_run
@@ -23,7 +23,7 @@ class Run:
     """A finished run.
 
     Attributes:
-        config: {dotted key: value}.
+        config: {dotted key: value}; empty where the run is known by scores.csv alone.
         sent: bytes by all ranks without those of checkpoints; None if unknown, as for a diverged run.
         seconds: of training, all ranks together; None if unknown.
         curve: round -> mean accuracy, percent.
@@ -69,9 +69,10 @@ def read(folder: Path, strange: Collection[str] = ()) -> Comparison:
     known = asked.read(folder)
     runs: dict[str, Run] = {}
     missing: dict[str, str] = {}
+    lines = _lines(folder, known.known if known else [])
     for name in _names(folder, known):
         try:
-            there = _run(folder, name)
+            there = lines[name] if name in lines else _run(folder, name)
         except UserError as error:
             missing[name] = "damaged: " + str(error).replace(f"{folder / name}/", "", 1)
             continue
@@ -100,7 +101,7 @@ def _names(folder: Path, known: asked.Asked | None) -> list[str]:
     there = _folders(folder)
     if known is not None:
         more = [name for name in there if (folder / name / "result.json").exists()]
-        return list(dict.fromkeys([*known.runs, *more]))
+        return list(dict.fromkeys([*known.runs, *known.known, *more]))
     parts = [name.split("/") for name in there]
     scenarios, labels, seeds = (list(dict.fromkeys(part[k] for part in parts)) for k in range(3))
     return [f"{a}/{b}/{c}" for a in scenarios for c in sorted(seeds, key=_seed) for b in sorted(labels)]
@@ -123,26 +124,34 @@ def _run(folder: Path, name: str) -> Run | str:
     label = score.label if score.trial < 0 else f"{score.label}-{score.trial:02d}"
     if f"{score.scenario}/{label}/seed{score.seed}" != name:
         return f"damaged: holds {score.scenario}/{label}/seed{score.seed}"
-    score = Score(**{**vars(score), "label": label})
     try:
         config, versions = leaves(result["config"]), dict(result.get("versions", {}))
-        if math.isnan(score.figures["mean_last5"]):
-            return Run(score, config, versions, 0)
-        sent = {str(kind): float(size) for kind, size in result["bytes_sent"].items()}
-        ranks, seconds = int(result["ranks"]), float(result["seconds"]["mean"]["train"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return f"damaged: {type(error).__name__} {error}"
-    whole = sum(size for kind, size in sent.items() if kind != "checkpoint")
-    return Run(score, config, versions, ranks, whole, seconds * ranks, _curve(path.parent))
+    return _made(replace(score, curve=finished.curve_of(path.parent)), config, versions)
 
 
-def _curve(folder: Path) -> dict[int, float]:
-    """None where metrics.jsonl is damaged."""
+def _made(score: Score, config: dict[str, Any], versions: dict[str, Any]) -> Run:
+    label = score.label if score.trial < 0 else f"{score.label}-{score.trial:02d}"
+    found = Run(replace(score, label=label), config, versions, score.ranks, curve=score.curve)
+    if math.isnan(score.figures["mean_last5"]):
+        return replace(found, ranks=0, curve={})
+    trained = None if math.isnan(score.trained) else score.trained
+    return replace(found, sent=float(score.sent), seconds=trained)
+
+
+def _lines(folder: Path, names: Collection[str]) -> dict[str, Run | str]:
+    """What scores.csv knows of some runs, or why it does not."""
     try:
-        rows = of_run.metrics(folder / "metrics.jsonl")
-    except UserError:
-        return {}
-    return {int(row["round"]): float(row["mean_accuracy"]) for row in rows if "mean_accuracy" in row}
+        rows = kept.read(folder / "scores.csv") if names else []
+    except UserError as error:
+        return dict.fromkeys(names, f"known, but {str(error).replace(f'{folder}/', '', 1)}")
+    found = {matrix.place(row.scenario, row.label, row.trial, row.seed): row for row in rows}
+    return {name: _line(found[name]) if name in found else "not in scores.csv" for name in names}
+
+
+def _line(score: Score) -> Run:
+    return _made(score, {}, {"amn_mpi": score.version} if score.version else {})
 
 
 def _notes(folder: Path, runs: dict[str, Run], missing: dict[str, str]) -> list[str]:
@@ -152,12 +161,19 @@ def _notes(folder: Path, runs: dict[str, Run], missing: dict[str, str]) -> list[
         count = f"{len(missing)} of {len(runs) + len(missing)} runs are missing"
         told = [f"{name} ({why})" for name, why in missing.items()]
         notes.append(f"{count}: {_some(told)}; the report holds what is there")
+    lines = [name for name, run in runs.items() if not run.config]
+    if lines:
+        notes.append(
+            f"{len(lines)} runs are known from scores.csv alone: their configuration is not here, nor "
+            f"are the rounds between the points of their curves: {_some(lines)}"
+        )
     bare = [name for name, run in runs.items() if run.ranks and not run.curve]
     if bare:
         notes.append(f"no curve, as metrics.jsonl is missing or damaged: {_some(bare)}")
     try:
         finished.same_data(
-            [run.score for run in runs.values()], [folder / name / "result.json" for name in runs]
+            [run.score for run in runs.values() if run.config],
+            [folder / name / "result.json" for name, run in runs.items() if run.config],
         )
     except UserError as error:
         notes.append(str(error))

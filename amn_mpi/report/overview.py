@@ -20,7 +20,7 @@ FIGURE = FIGURES[0]  # what the figures and the ranks go by
 def write(found: Comparison, out: Path) -> Path:
     """report.html and figures/ in ``out``; returns the page's path. Raises OSError."""
     ranking = significance.of_board(found.board, FIGURE)
-    split = settings.split([(run.score, run.config) for run in found.runs.values()])
+    split = settings.split([(run.score, run.config) for run in found.runs.values() if run.config])
     return sheet.write(
         out,
         "comparison.html",
