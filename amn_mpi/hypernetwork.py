@@ -1,4 +1,4 @@
-"""pFedHN's network on the server (needs torch at import, so it has a file of its own)."""
+"""pFedHN's network on the server, and the steps it takes (torch at import, so it has a file of its own)."""
 
 from __future__ import annotations
 
@@ -29,3 +29,18 @@ class HyperNetwork(nn.Module):
     def made(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(..., d) embeddings -> (..., P) models."""
         return self.head(self.body(embeddings))
+
+
+def adam(
+    parameters: torch.Tensor, gradient: torch.Tensor, moments: torch.Tensor, step: int, lr: float
+) -> None:
+    """One step of Adam (Kingma and Ba, ICLR 2015, algorithm 1), in place.
+
+    Written out because its state is then one plain (2, size) array beside the others.
+    """
+    first, second = moments
+    first.mul_(0.9).add_(gradient, alpha=0.1)
+    second.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+    mean = first / (1 - 0.9**step)
+    scale = (second / (1 - 0.99**step)).sqrt_().add_(1e-12)
+    parameters.sub_(lr * mean / scale)

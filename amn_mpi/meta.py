@@ -12,11 +12,14 @@ equations were not at hand.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from amn_mpi.params import Group
+
+# Bounds of the logits: no layer's evidence below e^-5 of the best one's, gates from 0.01 to 0.99.
+EVIDENCE, GATE = 5.0, 4.6
 
 
 class Sketch:
@@ -97,75 +100,124 @@ def leave_one_out(samples: torch.Tensor, seen: torch.Tensor, queries: torch.Tens
     return weights / weights.sum(1, keepdim=True)
 
 
-class MetaNetwork(nn.Module):
+class MetaNetwork:
     """One shared network that provides every client's meta-model.
 
-    Layer 1, personality: e_ij^l = tau * sum_m omega_lm s_ij^m, a_ij^l = softmax over j != i.
-    Layer 2, commonality: hybrid weight of j in layer l = b^l a_ij^l + (1 - b^l) c_ij.
+    Layer 1, personality: a_ij = softmax over j != i of tau * sum_m omega_m s_ij^m, the same for all layers.
+    Layer 2, commonality: hybrid weight of j in layer l = b^l a_ij + (1 - b^l) c_ij.
 
-    Learned: the evidence omega (rows on the simplex: which layers to believe) and the gates b:
-    L^2 + L numbers. Query and key matrices are held at the identity and tau is fixed: learned
-    freely, they sharpen attention to two neighbours and lose accuracy.
+    Learned: the evidence omega (on the simplex: which layers to believe) and the gates b: 2 L numbers, as
+    their logits. Query and key matrices are held at the identity and tau is fixed: learned freely, they
+    sharpen attention to two neighbours and lose accuracy. An omega for each layer told groups less well.
     """
 
-    def __init__(self, layers: int, tau: float, gate: float) -> None:
-        super().__init__()
-        self.tau = tau
-        self.evidence = nn.Parameter(torch.zeros(layers, layers))
-        self.gate = nn.Parameter(torch.full((layers,), math.log(gate / (1 - gate))))
+    def __init__(self, logits: torch.Tensor, tau: float) -> None:
+        """``logits``: (2, L), of evidence and gates; see ``start``."""
+        self.logits, self.tau = logits, tau
 
+    @staticmethod
+    def start(layers: int, gate: float) -> torch.Tensor:
+        """Logits with equal evidence and all gates at ``gate``, (2, L)."""
+        return torch.stack([torch.zeros(layers), torch.full((layers,), math.log(gate / (1 - gate)))])
+
+    @property
     def omega(self) -> torch.Tensor:
-        """Evidence weights, (L, L), rows sum to 1."""
-        return torch.softmax(self.evidence, dim=1)
+        """Evidence weights, (L,), sum to 1."""
+        return torch.softmax(self.logits[0], dim=0)
 
+    @property
     def gates(self) -> torch.Tensor:
         """Share of the personal part, (L,)."""
-        return torch.sigmoid(self.gate)
+        return torch.sigmoid(self.logits[1])
 
     def attention(self, similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-        """Attention a_ij^l.
+        """Attention a_ij.
 
         Args:
             similarity: (L, n, N) of the clients asked for to all clients.
             allowed: (n, N) bool: seen, and not the client itself.
 
         Returns:
-            (L, n, N); rows sum to 1, or are 0 where nobody is allowed.
+            (n, N); rows sum to 1, or are 0 where nobody is allowed.
         """
-        logits = self.tau * torch.einsum("lm,mij->lij", self.omega(), similarity)
-        logits = logits.masked_fill(~allowed, -torch.inf)
-        some = allowed.any(1)[None, :, None]
-        return torch.softmax(logits.masked_fill(~some, 0.0), dim=2) * some
+        logits = self.tau * torch.einsum("m,mij->ij", self.omega, similarity)
+        some = allowed.any(1, keepdim=True)
+        logits = logits.masked_fill(~allowed, -torch.inf).masked_fill(~some, 0.0)
+        return torch.softmax(logits, dim=1) * some
 
-    def forward(self, similarity: torch.Tensor, allowed: torch.Tensor, common: torch.Tensor) -> torch.Tensor:
-        """Mixing weights of the hybrid models, (L, n, N): w_i^l = sum_j mixing_ij^l theta_j^l."""
-        attention = self.attention(similarity, allowed)
-        gate = self.gates()[:, None, None] * allowed.any(1)[None, :, None]
+    def mixing(self, attention: torch.Tensor, common: torch.Tensor) -> torch.Tensor:
+        """Mixing weights of the hybrid models, (L, n, N): w_i^l = sum_j mixing_ij^l theta_j^l.
+
+        Args:
+            attention: (n, N), as above. common: (n, N), what stands for rows without attention.
+        """
+        gate = self.gates[:, None, None] * attention.any(1)[None, :, None]
         return gate * attention + (1 - gate) * common
 
 
-def surrogate(mixing: torch.Tensor, inner: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The loss whose derivative by the meta-parameters is the chain rule through the hybrids.
+@dataclass(frozen=True)
+class Lesson:
+    """What the held-out gradients of a cohort say of attention and gates.
 
-    dL_i/dw_i = g_i, w_i^l = sum_j mixing_ij^l theta_j^l, so L_i is to first order
-    sum_l sum_j mixing_ij^l (g_i^l . theta_j^l); autograd does softmax, evidence and gates.
+    Attributes:
+        slope: (L,), derivative of the pooled loss by omega, were all gates open.
+        gain: (L,), nats of pooled held-out loss that listening to neighbours saves in each layer.
+        noise: (L,), its standard error over the cohort's clients; infinite for fewer than two.
+    """
+
+    slope: torch.Tensor
+    gain: torch.Tensor
+    noise: torch.Tensor
+
+
+def lesson(
+    attention: torch.Tensor,
+    similarity: torch.Tensor,
+    common: torch.Tensor,
+    inner: torch.Tensor,
+    weights: torch.Tensor,
+    tau: float,
+) -> Lesson:
+    """The chain rule through hybrids and attention: dL_i/dw_i = g_i, to first order.
 
     Args:
-        mixing: (L, n, N). inner: (L, n, N), the products g_i^l . theta_j^l. weights: (n,), sum to 1.
+        attention, common: (n, N), with which the hybrids were made. similarity: (L, n, N).
+        inner: (L, n, N), the products g_i^l . theta_j^l. weights: (n,), of the clients, sum to 1.
     """
-    return ((mixing * inner).sum((0, 2)) * weights).sum()
+    heard = attention.any(1)
+    whole = inner.sum(0)
+    by_logit = attention * (whole - (attention * whole).sum(1, keepdim=True))
+    slope = tau * torch.einsum("i,ij,mij->m", weights, by_logit, similarity)
+    saved = ((common - attention) * inner).sum(2) * heard
+    gain = saved @ weights
+    n = len(weights)
+    spread = ((saved - gain[:, None]).square() @ weights.square()).sqrt()
+    noise = spread * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(gain, torch.inf)
+    return Lesson(slope, gain, noise)
 
 
-def adam(
-    parameters: torch.Tensor, gradient: torch.Tensor, moments: torch.Tensor, step: int, lr: float
+def learn(
+    logits: torch.Tensor,
+    lesson: Lesson,
+    sizes: torch.Tensor,
+    evidence_lr: float,
+    gate_lr: float,
+    price: float,
 ) -> None:
-    """One step of Adam (Kingma and Ba, ICLR 2015, algorithm 1), in place.
+    """One step of the meta-network, in place on its (2, L) ``logits``.
 
-    Written out because its state is then one plain (2, size) array beside the others.
+    Evidence: exponentiated gradient (Kivinen and Warmuth, Information and Computation 132, 1997).
+    Gates: a layer opens where its share of all layers' gain is above ``price`` times its share of the
+    parameters and above twice its noise, else it closes. A large layer takes most of a common model's
+    data with it, so it has to bring more: with equal terms all gates open where the last layer's suffices.
+
+    Args:
+        sizes: (L,), parameters of each layer. evidence_lr: logits a nat. gate_lr: logits a round.
     """
-    first, second = moments
-    first.mul_(0.9).add_(gradient, alpha=0.1)
-    second.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-    mean = first / (1 - 0.9**step)
-    scale = (second / (1 - 0.99**step)).sqrt_().add_(1e-12)
-    parameters.sub_(lr * mean / scale)
+    evidence, gates = logits
+    evidence -= evidence_lr * lesson.slope
+    evidence.sub_(evidence.max().clone()).clamp_(min=-EVIDENCE)
+    gain = lesson.gain.clamp_min(0)
+    needed = price * sizes / sizes.sum() * gain.sum() + 2 * lesson.noise
+    gates += gate_lr * (gain / needed.clamp_min(1e-12) - 1).clamp(-1, 3)
+    gates.clamp_(-GATE, GATE)

@@ -100,7 +100,7 @@ class PFedHN(Method):
         """
         import torch
 
-        from amn_mpi import meta
+        from amn_mpi import hypernetwork
 
         network, _, _ = self._network(server)
         own = network.embeddings.weight.detach().mean(0).repeat(len(models), 1).requires_grad_()
@@ -108,7 +108,7 @@ class PFedHN(Method):
         for step in range(1, FIT_STEPS + 1):
             made = network.made(own)
             (slope,) = torch.autograd.grad(made, own, made.detach() - models)
-            meta.adam(own.data, slope, moments, step, FIT_LR)
+            hypernetwork.adam(own.data, slope, moments, step, FIT_LR)
         with torch.no_grad():
             return Reply(network.made(own))
 
