@@ -26,8 +26,8 @@ NEUTRAL: dict[str, Any] = {
 # Under method.; a method's name itself is never left out.
 METHODS: dict[str, dict[str, Any]] = {
     "amn": {
-        **{"tau": 8.0, "sketch": 512, "gate": 0.1, "evidence_lr": 30.0, "gate_lr": 0.5, "price": 0.6},
-        **{"common_rounds": 5, "meta_rounds": 30, "held_out": 0.125, "soften": 3.0, "rho_decay": 0.7},
+        **{"tau": 8.0, "sketch": 512, "gate": 0.1, "evidence_lr": 30.0, "gate_lr": 0.5, "price": 0.3},
+        **{"common_rounds": 5, "meta_rounds": 30, "held_out": 0.125, "soften": 3.0, "rho_decay": 0.9},
         **{"prior": 1.0, "report": "blend"},
     },
     "local": {},

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
 TRIED = ((0, 2), (1, 3))  # which of them are tried, round by round in turn
-LOSSES = ("tried_loss_0", "tried_loss_1")
+ERRORS = ("tried_errors_0", "tried_errors_1")
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Options:
     gate: float = key(0.1, "share of the personal part at the start", gt=0, lt=1)
     evidence_lr: float = key(30.0, "step of the evidence, a nat of held-out loss; 0: stays", ge=0)
     gate_lr: float = key(0.5, "step of the gates, a round; 0: stay", ge=0)
-    price: float = key(0.6, "gain that opens a layer, as a multiple of its share of the parameters", ge=0)
+    price: float = key(0.3, "gain that opens a layer, as a multiple of its share of the parameters", ge=0)
     common_rounds: int = key(5, "rounds of plain averaging first", ge=0)
     meta_rounds: int = key(30, "rounds after which the meta-network stays and all samples train", ge=0)
     held_out: float = key(0.125, "part of a client's training samples for the meta step alone", gt=0, lt=1)
     soften: float = key(3.0, "temperature of the scores in the held-out loss", gt=0, le=100)
-    rho_decay: float = key(0.7, "smoothing a round of the losses that choose the blend", ge=0, lt=1)
+    rho_decay: float = key(0.9, "smoothing a round of the errors that choose the blend", ge=0, lt=1)
     prior: float = prior_key(1.0)
     report: Literal["local", "hybrid", "blend"] = key("blend", "which model is the client's own")
 
@@ -63,9 +63,9 @@ class AMN(ClassOffsets, Mixing):
     """One round: hybrids go down, each client returns its model and a held-out gradient.
 
     The held-out gradient is taken at the adapted local model and stands for the one at the hybrid
-    (first order), so it needs no extra pass over the training samples. It brings the held-out loss
-    of the local model with it; the losses of the other blends take a forward pass each, so every
-    round tries two of them. What a blend loses or gains beside the local model changes slowly.
+    (first order), so it needs no extra pass over the training samples. The errors of a blend take a forward
+    pass over the held-out samples, so every round tries two beside the local model. What a blend gains or
+    loses beside that one changes slowly.
 
     After ``meta_rounds`` the meta-network, and the blend, stay; the held-out samples are trained on.
 
@@ -78,7 +78,7 @@ class AMN(ClassOffsets, Mixing):
         down="rows",
         up="rows",
         returned=2,
-        figures=("held_loss", *LOSSES),
+        figures=("errors", *ERRORS),
         kinds=("parameters", "gradients"),
         feature_kind="sketches",
     )
@@ -106,7 +106,7 @@ class AMN(ClassOffsets, Mixing):
             "seen": torch.zeros(clients, dtype=torch.bool),
             "sketches": torch.zeros(clients, layers, self.options.sketch),
             "meta": meta.MetaNetwork.start(layers, self.options.gate),
-            "blends": torch.zeros(len(RHO), dtype=torch.float64),  # held-out losses less the local model's
+            "blends": torch.zeros(len(RHO), dtype=torch.float64),  # held-out errors less the local model's
             "known": torch.tensor(RHO) == 1,
             "rho": torch.ones((), dtype=torch.float64),
         }
@@ -233,13 +233,13 @@ class AMN(ClassOffsets, Mixing):
     def _choose_rho(
         self, server: State, round: int, cohort: np.ndarray, figures: Mapping[str, np.ndarray]
     ) -> None:
-        """The blend with the lowest held-out loss, pooled over clients and smoothed over rounds."""
+        """The blend with the fewest held-out errors, pooled over clients and smoothed over rounds."""
         import torch
 
         weights = self.setting.samples[cohort] / self.setting.samples[cohort].sum()
         blends, known = server["blends"], server["known"]
-        for k, name in zip(tried(round), LOSSES):
-            now = float((figures[name] - figures["held_loss"]) @ weights)
+        for k, name in zip(tried(round), ERRORS):
+            now = float((figures[name] - figures["errors"]) @ weights)
             decay = self.options.rho_decay ** len(TRIED) if known[k] else 0.0
             blends[k] = decay * blends[k] + (1 - decay) * now
             known[k] = True
@@ -265,27 +265,28 @@ class AMN(ClassOffsets, Mixing):
         model.copy_(engine.train(start, client.x[held:], client.y[held:], client.generator("shuffle")))
         self.shifted(model, -offset, room=model)
         sketch = self._sketch(model, scratch=gradient)
-        losses = [0.0] * len(self.wire.figures)
+        errors = [0.0] * len(self.wire.figures)
         if held:
-            losses = self._held_out(client, hybrid, held, engine)
+            errors = self._held_out(client, hybrid, held, engine)
         else:
             gradient.zero_()
         return Update(
-            figures=dict(zip(self.wire.figures, losses)),
+            figures=dict(zip(self.wire.figures, errors)),
             state={"model": model, "hybrid": hybrid},
             features=sketch,
         )
 
     def _held_out(self, client: Client, hybrid: torch.Tensor, held: int, engine: Engine) -> list[float]:
-        """Softened losses of the local model and of two blends; the gradient goes where it is sent from."""
+        """Shares of errors of the local model and of two blends; the gradient goes where it is sent from."""
         x, y = client.x[:held], client.y[:held]
         model, gradient = client.up
         gradient.copy_(engine.gradient(self._softened(model, client.y), x, y))
         gradient[self._scores] /= self.options.soften
-        losses = [engine.gradient_loss]
-        for k in tried(client.round):
-            losses.append(engine.loss(self._softened(hybrid.lerp(model, RHO[k]), client.y), x, y))
-        return losses
+        found = []
+        for rho in (1.0, *(RHO[k] for k in tried(client.round))):
+            blend = self.to_client(hybrid.lerp(model, rho), client.y)
+            found.append(1 - engine.correct(blend, x, y) / held)
+        return found
 
     def _softened(self, model: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The client's model with its scores divided by ``soften``, its offset not.
