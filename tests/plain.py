@@ -129,15 +129,16 @@ def linear(w: Array, x: Array, y: Array, classes: int = CLASSES) -> tuple[float,
     return loss, gradient, int((scores.argmax(1) == y).sum())
 
 
-def mlp(w: Array, x: Array, y: Array) -> tuple[float, Array, int]:
-    """One hidden layer with ReLU, FEATURES-HIDDEN-CLASSES."""
+def mlp(w: Array, x: Array, y: Array, soften: float = 1.0, added: Any = 0.0) -> tuple[float, Array, int]:
+    """One hidden layer with ReLU, FEATURES-HIDDEN-CLASSES; loss and gradient of scores / soften + added."""
     first, second = w[: HIDDEN * (FEATURES + 1)], w[HIDDEN * (FEATURES + 1) :]
     w1, b1 = first[:-HIDDEN].reshape(HIDDEN, FEATURES), first[-HIDDEN:]
     w2, b2 = second[:-CLASSES].reshape(CLASSES, HIDDEN), second[-CLASSES:]
     before = x @ w1.T + b1
     hidden = np.maximum(before, 0)
     scores = hidden @ w2.T + b2
-    loss, by_scores = _cross_entropy(scores, y)
+    loss, by_softened = _cross_entropy(scores / soften + added, y)
+    by_scores = by_softened / soften
     by_before = (by_scores @ w2) * (before > 0)
     parts = (by_before.T @ x, by_before.sum(0), by_scores.T @ hidden, by_scores.sum(0))
     return loss, np.concatenate([p.ravel() for p in parts]), int((scores.argmax(1) == y).sum())
@@ -164,28 +165,28 @@ def members(config: Config, t: int, clients: int) -> Array:
     return rng.cohort(config.seed, t, clients, config.cohort)
 
 
-# ---- AMN
+# ---- AMN, from docs/method.md
 
 
 @dataclass
 class Meta:
-    """The meta-network's numbers: evidence logits (L, L) and gate logits (L,)."""
+    """The meta-network's free numbers: v of the evidence, (L,), and z of the gates, (L,)."""
 
-    evidence: Array
-    gate: Array
+    v: Array
+    z: Array
 
     @property
     def omega(self) -> Array:
-        return _softmax(self.evidence)
+        return _softmax(self.v)
 
     @property
     def gates(self) -> Array:
-        return 1 / (1 + np.exp(-self.gate))
+        return 1 / (1 + np.exp(-self.z))
 
 
-def _softmax(rows: Array) -> Array:
-    e = np.exp(rows - rows.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+def _softmax(row: Array) -> Array:
+    e = np.exp(row - row.max())
+    return e / e.sum()
 
 
 def sketch(row: Array, signs: Array, groups: list[slice], k: int) -> Array:
@@ -211,15 +212,14 @@ def cosines(sketches: Array, seen: Array) -> Array:
     return s
 
 
-def attention(meta: Meta, tau: float, s: Array, i: int, seen: Array) -> Array:
-    """a_ij^l for one client, (L, N): softmax over the other seen clients."""
-    layers, n = s.shape[:2]
-    a = np.zeros((layers, n))
+def attention(omega: Array, tau: float, s: Array, i: int, seen: Array) -> Array:
+    """a_ij for one client, (N,): softmax over the other seen clients, the same for all layers."""
+    a = np.zeros(s.shape[1])
     others = [j for j in np.flatnonzero(seen) if j != i] if seen[i] else []
-    for layer in range(layers):
-        if others:
-            e = [tau * sum(meta.omega[layer, m] * s[m, i, j] for m in range(layers)) for j in others]
-            a[layer, others] = _softmax(np.array(e))
+    if others:
+        a[others] = _softmax(
+            np.array([tau * sum(o * s[m, i, j] for m, o in enumerate(omega)) for j in others])
+        )
     return a
 
 
@@ -234,26 +234,55 @@ def common(samples: Array, seen: Array, i: int) -> Array:
 
 def mixing(meta: Meta, tau: float, s: Array, samples: Array, seen: Array, i: int) -> Array:
     """(L, N) weights of client i's hybrid: b a + (1 - b) c."""
-    a, c = attention(meta, tau, s, i, seen), common(samples, seen, i)
-    b = meta.gates if a.any() else np.zeros(len(a))
+    a, c = attention(meta.omega, tau, s, i, seen), common(samples, seen, i)
+    b = meta.gates if a.any() else np.zeros(len(meta.z))
     return b[:, None] * a + (1 - b)[:, None] * c
 
 
-def meta_gradient(
-    meta: Meta, tau: float, s: Array, samples: Array, seen: Array, i: int, inner: Array
-) -> tuple[Array, Array]:
-    """dL_i by evidence and gate logits; ``inner`` (L, N) holds g_i^l . theta_j^l."""
-    a, c, b = attention(meta, tau, s, i, seen), common(samples, seen, i), meta.gates
-    by_evidence, by_gate = np.zeros_like(meta.evidence), np.zeros_like(meta.gate)
-    if not a.any():
-        return by_evidence, by_gate
-    for layer in range(len(b)):
-        by_a = b[layer] * inner[layer]
-        by_e = a[layer] * (by_a - a[layer] @ by_a)
-        by_omega = tau * np.array([by_e @ s[m, i] for m in range(len(b))])
-        by_evidence[layer] = meta.omega[layer] * (by_omega - meta.omega[layer] @ by_omega)
-        by_gate[layer] = b[layer] * (1 - b[layer]) * (inner[layer] @ (a[layer] - c))
-    return by_evidence, by_gate
+@dataclass
+class Lesson:
+    """q, G and N of the meta step, (L,) each."""
+
+    slope: Array
+    gain: Array
+    noise: Array
+
+
+def lesson(
+    omega: Array, tau: float, s: Array, samples: Array, seen: Array, clients: Any, inner: Array
+) -> Lesson:
+    """``inner`` (L, n, N) holds h_ij^l = g_i^l . theta_j^l of the cohort ``clients``."""
+    layers, n = len(inner), len(clients)
+    p = samples[clients] / sum(samples[i] for i in clients)
+    slope, each = np.zeros(layers), np.zeros((n, layers))
+    for r, i in enumerate(clients):
+        a, c = attention(omega, tau, s, i, seen), common(samples, seen, i)
+        if not a.any():
+            continue  # nobody to listen to
+        whole = [sum(inner[layer, r, j] for layer in range(layers)) for j in range(len(a))]
+        mean = sum(a[k] * whole[k] for k in range(len(a)))
+        for layer in range(layers):
+            slope[layer] += tau * p[r] * sum(a[j] * (whole[j] - mean) * s[layer, i, j] for j in range(len(a)))
+            each[r, layer] = sum((c[j] - a[j]) * inner[layer, r, j] for j in range(len(a)))
+    gain = np.array([sum(p[r] * each[r, layer] for r in range(n)) for layer in range(layers)])
+    noise = np.full(layers, np.inf)
+    for layer in range(layers):
+        if n > 1:
+            away = sum(p[r] ** 2 * (each[r, layer] - gain[layer]) ** 2 for r in range(n))
+            noise[layer] = np.sqrt(n / (n - 1) * away)
+    return Lesson(slope, gain, noise)
+
+
+def meta_step(meta: Meta, found: Lesson, sizes: list[int], o: Any) -> Meta:
+    """``sizes`` P_l, ``o`` with evidence_lr, gate_lr and price."""
+    v = meta.v - o.evidence_lr * found.slope
+    top, z = max(v), meta.z.copy()
+    saved = [max(gain, 0.0) for gain in found.gain]
+    for layer, size in enumerate(sizes):
+        need = o.price * size / sum(sizes) * sum(saved) + 2 * found.noise[layer]
+        above = saved[layer] / need if need else np.inf if saved[layer] else 0.0
+        z[layer] = min(4.6, max(-4.6, z[layer] + o.gate_lr * min(3.0, max(-1.0, above - 1))))
+    return Meta(np.array([max(value - top, -5.0) for value in v]), z)
 
 
 @dataclass
@@ -280,22 +309,21 @@ def offset(y: Array, prior: float, classes: int, size: int) -> Array:
     return found
 
 
-def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callable = mlp) -> Iterator[Picture]:
-    """AMN's rounds; each yields what the server and the clients hold afterwards."""
+def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Picture]:
+    """AMN's rounds with the mlp; each yields what the server and the clients hold afterwards."""
     config, o, n = run.config, run.config.method, run.clients
     xs, ys = numbers(run)
     samples = np.array([len(y) for y in ys], float)
     held = [max(min(2, len(y) // 2), min(len(y) // 2, round(o.held_out * len(y)))) for y in ys]
     w0 = initial(run)
     theta, hybrid = np.tile(w0, (n, 1)), np.tile(w0, (n, 1))
-    own = [offset(y, o.prior, run.method.setting.classes, len(w0)) for y in ys]
+    own = [offset(y, o.prior, CLASSES, len(w0)) for y in ys]
     seen, sketches = np.zeros(n, bool), np.zeros((n, len(groups), o.sketch))
-    layers = len(groups)
-    meta = Meta(np.zeros((layers, layers)), np.full(layers, np.log(o.gate / (1 - o.gate))))
-    first = second = np.zeros(layers * layers + layers)
-    smooth, steps = np.array([np.inf] * 4 + [0.0]), 0
+    layers, sizes = len(groups), [g.stop - g.start for g in groups]
+    meta = Meta(np.zeros(layers), np.full(layers, np.log(o.gate / (1 - o.gate))))
+    smooth, rho = np.array([np.inf] * 4 + [0.0]), 1.0
     for t in range(1, rounds + 1):
-        cohort = members(config, t, n)
+        cohort, learning = members(config, t, n), t <= o.meta_rounds
         p = samples[cohort] / samples[cohort].sum()
         s = cosines(sketches, seen) if seen.any() else np.zeros((layers, n, n))
         down = {}
@@ -307,36 +335,30 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int, model: Callabl
             if t > o.common_rounds:
                 weights = mixing(meta, o.tau, s, samples, seen, i)
             down[i] = np.concatenate([weights[layer] @ theta[:, g] for layer, g in enumerate(groups)])
-        new, by, losses = {}, np.zeros_like(first), np.zeros(len(RHO))
+        new, inner, losses = {}, [], np.zeros(len(RHO))
         for i, p_i in zip(cohort, p):
-            h = held[i]
+            h = held[i] if learning else 0
             draw = rng.generator(config.seed, "shuffle", t, int(i))
-            new[i] = sgd(model, down[i] + own[i], xs[i][h:], ys[i][h:], config.local, draw) - own[i]
-            g = model(new[i] + own[i], xs[i][:h], ys[i][:h])[1]
-            for k, rho in enumerate(RHO):
-                blend = rho * new[i] + (1 - rho) * down[i] + own[i]
-                losses[k] += p_i * model(blend, xs[i][:h], ys[i][:h])[0]
-            inner = np.stack([theta[:, c] @ g[c] for c in groups])
-            parts = meta_gradient(meta, o.tau, s, samples, seen, i, inner)
-            by += p_i * np.concatenate([part.ravel() for part in parts])
-        if t > o.common_rounds:
-            steps += 1
-            first, second = 0.9 * first + 0.1 * by, 0.99 * second + 0.01 * by**2
-            unbiased = np.sqrt(second / (1 - 0.99**steps))
-            move = o.meta_lr * first / (1 - 0.9**steps) / (unbiased + 1e-12)
-            meta = Meta(
-                meta.evidence - move[: layers * layers].reshape(layers, layers),
-                meta.gate - move[layers * layers :],
-            )
+            new[i] = sgd(mlp, down[i] + own[i], xs[i][h:], ys[i][h:], config.local, draw) - own[i]
+            if learning:
+                part = (xs[i][:h], ys[i][:h], o.soften, own[i][-CLASSES:])
+                g = mlp(new[i], *part)[1]
+                losses += [p_i * mlp(rho_k * new[i] + (1 - rho_k) * down[i], *part)[0] for rho_k in RHO]
+                inner.append([theta[:, c] @ g[c] for c in groups])
+        if learning and t > o.common_rounds:
+            by_layer = np.array(inner).transpose(1, 0, 2)
+            found = lesson(meta.omega, o.tau, s, samples, seen, cohort, by_layer)
+            meta = meta_step(meta, found, sizes, o)
         for i in cohort:
             theta[i], hybrid[i], seen[i] = new[i], down[i], True
             sketches[i] = sketch(new[i], signs, groups, o.sketch)
-        for k in (0, 2) if t % 2 else (1, 3):  # two blends a round, against the local model
+        for k in ((0, 2) if t % 2 else (1, 3)) if learning else ():  # two a round, against the local model
             decay = o.rho_decay**2 if np.isfinite(smooth[k]) else 0.0
             smooth[k] = (decay * smooth[k] if decay else 0.0) + (1 - decay) * (losses[k] - losses[4])
+            rho = RHO[int(smooth.argmin())]
         s = cosines(sketches, seen)
-        every = np.stack([attention(meta, o.tau, s, i, seen) for i in range(n)], 1)
-        yield Picture(hybrid.copy(), theta.copy(), meta, RHO[int(smooth.argmin())], every, smooth.copy())
+        every = np.stack([attention(meta.omega, o.tau, s, i, seen) for i in range(n)])
+        yield Picture(hybrid.copy(), theta.copy(), meta, rho, every, smooth.copy())
 
 
 def signs_of(run: Run) -> Array:

@@ -1,6 +1,9 @@
-"""The meta-network against plain numpy: sketch, similarity, attention, hybrids, chain rule."""
+"""The meta-network against plain numpy: sketch, similarity, attention, hybrids, what it learns."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 import plain
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 from amn_mpi import blocks, meta
+from amn_mpi.methods import amn
 from amn_mpi.params import Group
 
 DRAW = np.random.default_rng(6)
@@ -20,15 +24,11 @@ SAMPLES = np.array([30.0, 11, 50, 24, 17])
 ALL = np.ones(N, bool)
 SOME = np.array([True, False, True, True, False])
 ONE = np.array([False, False, True, False, False])
-NUMBERS = plain.Meta(np.array([[0.3, -0.8], [1.1, 0.2]]), np.array([-0.4, 0.9]))
+NUMBERS = plain.Meta(np.array([0.3, -0.8]), np.array([-0.4, 0.9]))
 
 
 def network(numbers: plain.Meta = NUMBERS, tau: float = TAU) -> meta.MetaNetwork:
-    made = meta.MetaNetwork(L, tau, 0.5).double()
-    with torch.no_grad():
-        made.evidence.copy_(torch.from_numpy(numbers.evidence))
-        made.gate.copy_(torch.from_numpy(numbers.gate))
-    return made
+    return meta.MetaNetwork(torch.from_numpy(np.stack([numbers.v, numbers.z])), tau)
 
 
 def allowed(seen: np.ndarray) -> torch.Tensor:
@@ -42,8 +42,8 @@ def outputs(seen: np.ndarray, sketches: np.ndarray = SKETCHES, samples: np.ndarr
     queries = torch.arange(len(seen))
     common = meta.leave_one_out(torch.from_numpy(samples), seen_, queries)
     made = network()
-    a, w = made.attention(s, allowed(seen)), made(s, allowed(seen), common)
-    return s, a.detach(), w.detach()
+    a = made.attention(s, allowed(seen))
+    return s, a, made.mixing(a, common)
 
 
 # ---- sketch
@@ -139,7 +139,8 @@ def test_unseen_clients_do_not_move_the_centre() -> None:
 def test_attention_and_mixing_equal_numpy(seen: np.ndarray) -> None:
     s, a, w = outputs(seen)
     for i in range(N):
-        np.testing.assert_allclose(a[:, i], plain.attention(NUMBERS, TAU, s.numpy(), i, seen), atol=1e-12)
+        expected = plain.attention(NUMBERS.omega, TAU, s.numpy(), i, seen)
+        np.testing.assert_allclose(a[i], expected, atol=1e-12)
         expected = plain.mixing(NUMBERS, TAU, s.numpy(), SAMPLES, seen, i)
         np.testing.assert_allclose(w[:, i], expected, atol=1e-12)
 
@@ -149,8 +150,8 @@ def test_rows_sum_to_one_and_leave_out_oneself_and_the_unseen(seen: np.ndarray) 
     _, a, w = (t.numpy() for t in outputs(seen))
     for i in range(N):
         someone = seen[i] and seen.sum() > 1
-        np.testing.assert_allclose(a[:, i].sum(1), float(someone), atol=1e-12)
-        assert not a[:, i, i].any() and not a[:, i, ~seen].any()
+        np.testing.assert_allclose(a[i].sum(), float(someone), atol=1e-12)
+        assert not a[i, i] and not a[i, ~seen].any()
         np.testing.assert_allclose(w[:, i].sum(1), 1, atol=1e-12)
         if seen.sum() > 1:
             assert not w[:, i, i].any() and not w[:, i, ~seen].any()
@@ -164,7 +165,7 @@ def test_alone_one_keeps_the_own_model() -> None:
 def test_permuted_clients_permute_the_result() -> None:
     order = np.array([3, 0, 4, 1, 2])
     for there, here in zip(outputs(SOME[order], SKETCHES[order], SAMPLES[order]), outputs(SOME)):
-        expected = here[:, order][:, :, order]
+        expected = here[..., order, :][..., order]
         np.testing.assert_allclose(there, expected, atol=1e-12)
 
 
@@ -173,46 +174,52 @@ def test_equal_clients_get_equal_weights() -> None:
     sketches[3], samples[3] = sketches[1], samples[1]
     _, a, w = outputs(ALL, sketches, samples)
     for t in (a, w):
-        np.testing.assert_allclose(t[:, [0, 2, 4], 3], t[:, [0, 2, 4], 1], atol=1e-14)
-        np.testing.assert_allclose(t[:, 1, 3], t[:, 3, 1], atol=1e-14)
+        np.testing.assert_allclose(t[..., [0, 2, 4], 3], t[..., [0, 2, 4], 1], atol=1e-14)
+        np.testing.assert_allclose(t[..., 1, 3], t[..., 3, 1], atol=1e-14)
 
 
 def test_all_equal_clients_get_the_plain_mean_of_the_others() -> None:
     same = np.repeat(SKETCHES[:1], N, 0)
     a = outputs(ALL, same)[1].numpy()
-    np.testing.assert_allclose(a, np.broadcast_to((1 - np.eye(N)) / (N - 1), a.shape), atol=1e-12)
+    np.testing.assert_allclose(a, (1 - np.eye(N)) / (N - 1), atol=1e-12)
 
 
 def test_start_of_the_network() -> None:
-    made = meta.MetaNetwork(3, 8.0, 0.2)
-    np.testing.assert_allclose(made.gates().detach(), 0.2, rtol=1e-6)
-    np.testing.assert_allclose(made.omega().detach(), 1 / 3, rtol=1e-6)
-    assert sum(p.numel() for p in made.parameters()) == 12
+    start = meta.MetaNetwork.start(3, 0.2)
+    made = meta.MetaNetwork(start, 8.0)
+    assert start.shape == (2, 3), "2 L numbers are learned"
+    np.testing.assert_allclose(made.gates, 0.2, rtol=1e-6)
+    np.testing.assert_allclose(made.omega, 1 / 3, rtol=1e-6)
 
 
 def test_attention_by_hand() -> None:
     # one layer, three clients; e = tau s: client 0 sees e_01 = log 3, e_02 = 0
     s = torch.zeros(1, 3, 3, dtype=torch.float64)
     s[0, 0, 1] = np.log(3) / 2
-    made = meta.MetaNetwork(1, 2.0, 0.25).double()
+    made = meta.MetaNetwork(meta.MetaNetwork.start(1, 0.25).double(), 2.0)
     a = made.attention(s, ~torch.eye(3, dtype=torch.bool))
-    np.testing.assert_allclose(a[0].detach(), [[0, 0.75, 0.25], [0.5, 0, 0.5], [0.5, 0.5, 0]], atol=1e-12)
+    np.testing.assert_allclose(a, [[0, 0.75, 0.25], [0.5, 0, 0.5], [0.5, 0.5, 0]], atol=1e-12)
     common = meta.leave_one_out(
         torch.tensor([1.0, 1, 4]).double(), torch.ones(3, dtype=torch.bool), torch.arange(3)
     )
     np.testing.assert_allclose(common, [[0, 0.2, 0.8], [0.2, 0, 0.8], [0.5, 0.5, 0]])
-    w = made(s, ~torch.eye(3, dtype=torch.bool), common)
-    np.testing.assert_allclose(w[0, 0].detach(), [0, 0.25 * 0.75 + 0.75 * 0.2, 0.25 * 0.25 + 0.75 * 0.8])
+    w = made.mixing(a, common)
+    expected = [0, 0.25 * 0.75 + 0.75 * 0.2, 0.25 * 0.25 + 0.75 * 0.8]
+    np.testing.assert_allclose(w[0, 0], expected, rtol=1e-6)  # the start is made in float32
 
 
-def test_evidence_crosses_layers() -> None:
-    # layer 1 knows the pair (0, 1), layer 0 knows nothing; omega_01 = 1 lets layer 0 listen to it
+def test_evidence_is_for_all_layers() -> None:
+    """Layer 1 knows the pair (0, 1), layer 0 knows nothing: both are mixed by what layer 1 knows."""
     s = torch.zeros(2, 3, 3, dtype=torch.float64)
     s[1, 0, 1] = 1.0
-    made = network(plain.Meta(np.array([[-40.0, 40.0], [40.0, -40.0]]), np.zeros(2)))
-    a = made.attention(s, ~torch.eye(3, dtype=torch.bool)).detach()
-    assert float(a[0, 0, 1]) == pytest.approx(np.exp(TAU) / (np.exp(TAU) + 1))
-    assert float(a[1, 0, 1]) == pytest.approx(0.5)
+    others = ~torch.eye(3, dtype=torch.bool)
+    heard = {}
+    for v in ((-40.0, 40.0), (40.0, -40.0)):
+        made = network(plain.Meta(np.array(v), np.full(2, 40.0)))  # gates open
+        w = made.mixing(made.attention(s, others), torch.zeros(3, 3).double())
+        heard[v] = w[:, 0, 1].tolist()
+    assert heard[-40.0, 40.0] == pytest.approx([np.exp(TAU) / (np.exp(TAU) + 1)] * 2)
+    assert heard[40.0, -40.0] == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("width", [1, 7, 36, 100])
@@ -236,7 +243,7 @@ def test_mix_layer_by_layer(monkeypatch: pytest.MonkeyPatch, layers: int) -> Non
             np.testing.assert_allclose(out[i], weights @ MODELS[:, block.columns], atol=1e-12)
 
 
-# ---- the gradient
+# ---- what held-out gradients say
 
 
 def data(i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -244,10 +251,17 @@ def data(i: int) -> tuple[np.ndarray, np.ndarray]:
     return draw.normal(size=(9, plain.FEATURES)), draw.integers(0, plain.CLASSES, 9)
 
 
-def hybrids(numbers: plain.Meta, s: np.ndarray, seen: np.ndarray, clients: list[int]) -> np.ndarray:
-    rows = [plain.mixing(numbers, TAU, s, SAMPLES, seen, i) for i in clients]
-    pieces = [np.array([w[layer] @ MODELS[:, g] for w in rows]) for layer, g in enumerate(SLICES)]
-    return np.concatenate(pieces, 1)
+def hybrids(
+    omega: np.ndarray, b: np.ndarray, s: np.ndarray, seen: np.ndarray, clients: list[int]
+) -> np.ndarray:
+    """w_i of the equations, (n, P), for gates ``b`` that may be 1."""
+    found = np.zeros((len(clients), 57))
+    for row, i in zip(found, clients):
+        a, c = plain.attention(omega, TAU, s, i, seen), plain.common(SAMPLES, seen, i)
+        for layer, g in enumerate(SLICES):
+            gate = b[layer] if a.any() else 0.0
+            row[g] = (gate * a + (1 - gate) * c) @ MODELS[:, g]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -258,53 +272,168 @@ def hybrids(numbers: plain.Meta, s: np.ndarray, seen: np.ndarray, clients: list[
         (SOME, [0, 2, 3]),
         (SOME, [1, 2, 4]),
         (ONE, [2, 3]),
+        (ALL, [2]),
     ],
 )
-def test_gradient_agrees_with_differences_through_hybrid_and_loss(
-    seen: np.ndarray, clients: list[int]
+@pytest.mark.parametrize("gates", ["open", "as they are"])
+def test_lesson_agrees_with_differences_through_hybrid_and_loss(
+    seen: np.ndarray, clients: list[int], gates: str
 ) -> None:
+    """dL/d omega with all gates open, and -dL/db at any gates: L the true loss of an mlp at the hybrids."""
     s = plain.cosines(SKETCHES, seen)
-    p = SAMPLES[clients] / SAMPLES[clients].sum()
+    p, omega = SAMPLES[clients] / SAMPLES[clients].sum(), NUMBERS.omega
+    b = np.ones(L) if gates == "open" else NUMBERS.gates
 
-    def pooled(vector: np.ndarray) -> float:
-        """sum_i p_i L_i(w_i(meta)), L_i the true held-out loss of an mlp."""
-        numbers = plain.Meta(vector[:4].reshape(2, 2), vector[4:])
-        w = hybrids(numbers, s, seen, clients)
+    def pooled(omega: np.ndarray, b: np.ndarray) -> float:
+        w = hybrids(omega, b, s, seen, clients)
         return sum(p[k] * plain.mlp(w[k], *data(i))[0] for k, i in enumerate(clients))
 
-    at = np.concatenate([NUMBERS.evidence.ravel(), NUMBERS.gate])
-    steps = 1e-5 * np.eye(6)
-    numeric = np.array([(pooled(at + h) - pooled(at - h)) / 2e-5 for h in steps])
+    steps = 1e-5 * np.eye(L)
+    by_omega = [(pooled(omega + h, b) - pooled(omega - h, b)) / 2e-5 for h in steps]
+    by_gate = [(pooled(omega, b + h) - pooled(omega, b - h)) / 2e-5 for h in steps]
 
-    w = hybrids(NUMBERS, s, seen, clients)
+    w = hybrids(omega, b, s, seen, clients)
     g = np.array([plain.mlp(w[k], *data(i))[1] for k, i in enumerate(clients)])
-    made, seen_, queries = network(), torch.from_numpy(seen), torch.tensor(clients)
+    found = taught(s, seen, clients, products(g))
+    np.testing.assert_allclose(found.gain, -np.array(by_gate), atol=1e-8, rtol=1e-5)
+    if gates == "open":
+        np.testing.assert_allclose(found.slope, by_omega, atol=1e-8, rtol=1e-5)
+        assert (abs(found.slope).max() > 1e-3) == (seen.sum() > 1)
+    expected = plain.lesson(omega, TAU, s, SAMPLES, seen, clients, products(g).numpy())
+    for name in ("slope", "gain", "noise"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-12, err_msg=name)
+
+
+def taught(s: np.ndarray, seen: np.ndarray, clients: list[int], inner: torch.Tensor) -> meta.Lesson:
+    queries, seen_ = torch.tensor(clients), torch.from_numpy(seen)
+    s_ = torch.from_numpy(s)[:, queries]
     common = meta.leave_one_out(torch.from_numpy(SAMPLES), seen_, queries)
-    mixing = made(torch.from_numpy(s)[:, queries], allowed(seen)[queries], common)
-    inner = products(g)
-    meta.surrogate(mixing, inner, torch.from_numpy(p)).backward()
-    found = torch.cat([made.evidence.grad.flatten(), made.gate.grad]).numpy()
-    np.testing.assert_allclose(found, numeric, atol=1e-8, rtol=1e-5)
-    assert (abs(found).max() > 1e-3) == (seen.sum() > 1)
-
-    by_hand = np.zeros(6)
-    for k, i in enumerate(clients):
-        parts = plain.meta_gradient(NUMBERS, TAU, s, SAMPLES, seen, i, inner[:, k].numpy())
-        by_hand += p[k] * np.concatenate([part.ravel() for part in parts])
-    np.testing.assert_allclose(found, by_hand, atol=1e-12)
+    weights = torch.from_numpy(SAMPLES[clients] / SAMPLES[clients].sum())
+    attention = network().attention(s_, allowed(seen)[queries])
+    return meta.lesson(attention, s_, common, inner, weights, TAU)
 
 
-def test_adam_by_hand_and_over_steps() -> None:
-    # first step: mean g, scale |g|: every number moves by lr against its sign; 0 stays
-    at, moments = torch.tensor([1.0, 1.0, 1.0]), torch.zeros(2, 3)
-    meta.adam(at, torch.tensor([3.0, -1e-4, 0.0]), moments, 1, 0.1)
-    np.testing.assert_allclose(at, [0.9, 1.1, 1.0], rtol=1e-5)
-    m = v = np.zeros(4)
-    here, theirs = np.ones(4), torch.ones(4, dtype=torch.float64)
-    moments = torch.zeros(2, 4, dtype=torch.float64)
-    for step in range(1, 12):
-        g = DRAW.normal(size=4)
-        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
-        here = here - 0.05 * (m / (1 - 0.9**step)) / np.sqrt(v / (1 - 0.99**step))
-        meta.adam(theirs, torch.from_numpy(g), moments, step, 0.05)
-    np.testing.assert_allclose(theirs, here, rtol=1e-9)
+def told(each: list[list[float]], weights: list[float]) -> meta.Lesson:
+    """The lesson of clients who save ``each`` (n, L): they listen to client 0, all in common is client 1."""
+    n = len(each)
+    attention, common = torch.zeros(n, 3).double(), torch.zeros(n, 3).double()
+    attention[:, 0] = common[:, 1] = 1
+    inner = torch.zeros(len(each[0]), n, 3).double()
+    inner[:, :, 1] = torch.tensor(each).double().T
+    similarity = torch.zeros(len(each[0]), n, 3).double()
+    return meta.lesson(attention, similarity, common, inner, torch.tensor(weights).double(), TAU)
+
+
+def test_gain_and_noise_by_hand() -> None:
+    # G = (3 + 1) / 2 = 2, N = sqrt(2 / 1 * (1 + 1) / 4) = 1; and of four equal clients std / sqrt(4)
+    found = told([[3.0], [1.0]], [0.5, 0.5])
+    assert (float(found.gain), float(found.noise)) == pytest.approx((2.0, 1.0))
+    each = [0.2, -0.1, 0.4, 0.3]
+    found = told([[v] for v in each], [0.25] * 4)
+    assert float(found.gain) == pytest.approx(0.2)
+    assert float(found.noise) == pytest.approx(np.std(each, ddof=1) / 2)
+    # Unequal weights: G = 0.8 * 1 - 0.2 * 1 = 0.6, N = sqrt(2 (0.64 * 0.16 + 0.04 * 2.56))
+    found = told([[1.0], [-1.0]], [0.8, 0.2])
+    assert float(found.gain) == pytest.approx(0.6)
+    assert float(found.noise) == pytest.approx(math.sqrt(2 * (0.64 * 0.16 + 0.04 * 2.56)))
+
+
+def test_one_client_alone_has_no_end_of_noise() -> None:
+    found = told([[3.0, 1.0]], [1.0])
+    assert found.gain.tolist() == [3.0, 1.0] and found.noise.tolist() == [math.inf, math.inf]
+
+
+# ---- what is learned of it
+
+
+def learned(
+    v: list[float], z: list[float], slope: list[float], gain: list[float], noise: list[float], **keys: Any
+) -> list[list[float]]:
+    """Logits after a step, of layers with 0.1, 0.3 and 0.6 of the parameters."""
+    logits = torch.tensor([v, z], dtype=torch.float64)
+    about = meta.Lesson(*(torch.tensor(t, dtype=torch.float64) for t in (slope, gain, noise)))
+    sizes = torch.tensor([10.0, 30.0, 60.0], dtype=torch.float64)
+    keys = {"evidence_lr": 0.0, "gate_lr": 1.0, "price": 1.0, **keys}
+    meta.learn(logits, about, sizes, **keys)
+    return logits.tolist()
+
+
+ZERO = [0.0, 0.0, 0.0]
+
+
+def test_evidence_takes_a_step_and_the_best_is_zero() -> None:
+    # 0 - 10 * 0.1, 1 - 10 * (-0.2), -1 - 0: -1, 3, -1; less the best: -4, 0, -4
+    v, z = learned([0.0, 1.0, -1.0], ZERO, [0.1, -0.2, 0.0], ZERO, ZERO, evidence_lr=10.0, gate_lr=0.0)
+    assert v == pytest.approx([-4.0, 0.0, -4.0]) and z == ZERO
+
+
+def test_evidence_is_bounded() -> None:
+    """No layer falls below e^-5 of the best one, so that it can come back."""
+    v, _ = learned(ZERO, ZERO, [3.0, -2.0, 0.1], ZERO, ZERO, evidence_lr=100.0)
+    assert v == [-5.0, 0.0, -5.0]
+    v, _ = learned(v, ZERO, [-0.1, 0.0, 0.0], ZERO, ZERO, evidence_lr=100.0)
+    assert v == pytest.approx([0.0, -5.0, -5.0])
+
+
+def test_with_the_step_0_the_evidence_stays() -> None:
+    assert learned(ZERO, ZERO, [3.0, -2.0, 0.1], ZERO, ZERO)[0] == ZERO
+
+
+def test_gates_open_by_their_share_of_the_gain() -> None:
+    """Of 1 nat the layers save 0.3, 0.3 and 0.4, and have 0.1, 0.3 and 0.6 of the parameters."""
+    _, z = learned(ZERO, ZERO, ZERO, [0.3, 0.3, 0.4], ZERO)
+    assert z == pytest.approx([0.3 / 0.1 - 1, 0.3 / 0.3 - 1, 0.4 / 0.6 - 1])
+    _, z = learned(ZERO, ZERO, ZERO, [0.3, 0.3, 0.4], ZERO, gate_lr=0.5, price=0.5)
+    assert z == pytest.approx([0.5 * 3, 0.5 * (0.3 / 0.15 - 1), 0.5 * (0.4 / 0.3 - 1)])
+
+
+def test_a_gain_within_its_noise_closes() -> None:
+    """needed: share of the parameters and twice the noise, so 0.1 + 0.3, 0.3 and 0.6 + 0.2."""
+    _, z = learned(ZERO, ZERO, ZERO, [0.3, 0.3, 0.4], [0.15, 0.0, 0.1])
+    assert z == pytest.approx([0.3 / 0.4 - 1, 0.0, 0.4 / 0.8 - 1])
+    assert learned(ZERO, ZERO, ZERO, [0.3, 0.3, 0.4], [math.inf] * 3)[1] == [-1.0] * 3
+
+
+def test_what_is_lost_counts_as_no_gain() -> None:
+    """A loss closes by 1 and makes the others' shares no larger: 0.2 of 0.2 nats, not of -0.8."""
+    _, z = learned(ZERO, ZERO, ZERO, [0.2, -1.0, 0.0], ZERO)
+    assert z == pytest.approx([3.0, -1.0, -1.0])
+    assert learned(ZERO, ZERO, ZERO, [-0.2, -1.0, 0.0], ZERO)[1] == [-1.0] * 3
+    assert learned(ZERO, ZERO, ZERO, ZERO, ZERO)[1] == [-1.0] * 3
+
+
+def test_a_gate_moves_by_three_steps_at_most_and_within_bounds() -> None:
+    """1000 times what is needed opens by 3 steps; after some rounds gates are 0.99 and 0.01."""
+    z = ZERO
+    for _round in range(10):
+        _, after = learned(ZERO, z, ZERO, [1.0, 0.0, 0.0], ZERO, gate_lr=0.5)
+        assert after[0] == pytest.approx(min(4.6, z[0] + 1.5))
+        assert after[1:] == pytest.approx([max(-4.6, z[1] - 0.5)] * 2)
+        z = after
+    assert z == pytest.approx([4.6, -4.6, -4.6])
+
+
+def test_price_0_opens_whatever_is_above_its_noise() -> None:
+    _, z = learned(ZERO, ZERO, ZERO, [0.3, 1e-3, 0.4], [0.05, 0.0, 0.4], price=0.0)
+    assert z == pytest.approx([0.3 / 0.1 - 1, 3.0, 0.4 / 0.8 - 1])
+    assert learned(ZERO, ZERO, ZERO, [0.0, -0.1, 0.0], ZERO, price=0.0)[1] == [-1.0] * 3
+
+
+def test_with_the_step_0_the_gates_stay() -> None:
+    at = [-2.2, 1.0, 0.0]
+    assert learned(ZERO, at, [0.1, 0.0, 0.0], [1.0, 0.0, 0.0], ZERO, evidence_lr=9.0, gate_lr=0.0)[1] == at
+
+
+@pytest.mark.parametrize("price", [0.0, 0.6])
+def test_a_step_equals_numpy(price: float) -> None:
+    """Eight steps with drawn lessons."""
+    o = amn.Options(evidence_lr=20.0, gate_lr=0.7, price=price)
+    here, there = plain.Meta(np.zeros(3), np.full(3, -2.0)), [ZERO, [-2.0] * 3]
+    draw = np.random.default_rng(2)
+    for _round in range(8):
+        slope, gain, noise = draw.normal(0, 0.05, 3), draw.normal(0.1, 0.1, 3), draw.uniform(0, 0.05, 3)
+        here = plain.meta_step(here, plain.Lesson(slope, gain, noise), [10, 30, 60], o)
+        keys = {"evidence_lr": 20.0, "gate_lr": 0.7, "price": price}
+        there = learned(*there, slope.tolist(), gain.tolist(), noise.tolist(), **keys)
+        np.testing.assert_allclose(there, [here.v, here.z], atol=1e-12)
+    assert there[1] != [-4.6] * 3

@@ -11,7 +11,7 @@ import pytest
 import torch
 from running import one_line, options, result, run, run_each
 
-from amn_mpi import config, data, methods, models
+from amn_mpi import config, data, hypernetwork, methods, models
 from amn_mpi.data.unseen import hold_back
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods.base import Setting
@@ -73,7 +73,7 @@ def trained(clients: int = 5) -> tuple[Any, dict[str, Any], np.ndarray]:
         method.mirror(server, "models", k, torch.from_numpy(rows[k]))
         server["sketches"][k] = method._sketch(torch.from_numpy(rows[k]))
     server["seen"][:] = torch.tensor([True] * (clients - 1) + [False])
-    server["meta"].copy_(torch.from_numpy(draw.normal(size=len(server["meta"]))))
+    server["meta"].copy_(torch.from_numpy(draw.normal(size=server["meta"].shape)))
     return method, server, rows
 
 
@@ -88,9 +88,8 @@ def test_what_amn_answers() -> None:
     mine = np.stack([method._sketch(torch.from_numpy(v)).numpy() for v in own]).astype(float)
     centre = sketches.mean(0)
     layers = len(layout.groups)
-    meta = server["meta"].numpy().astype(float)
-    evidence, gate = meta[: layers**2].reshape(layers, layers), 1 / (1 + np.exp(-meta[layers**2 :]))
-    omega = np.exp(evidence) / np.exp(evidence).sum(1, keepdims=True)
+    evidence, gates = server["meta"].numpy().astype(float)
+    omega, gate = np.exp(evidence) / np.exp(evidence).sum(), 1 / (1 + np.exp(-gates))
     shares = np.arange(20, 24) / np.arange(20, 24).sum()
     for i in range(2):
         cosines = np.zeros((layers, 4))
@@ -99,11 +98,11 @@ def test_what_amn_answers() -> None:
             for j in range(4):
                 b = sketches[j, m] - centre[m]
                 cosines[m, j] = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        e = np.exp(8.0 * omega @ cosines)
+        attention = e / e.sum()
+        np.testing.assert_allclose(reply.attention[0, i, :4], attention, atol=2e-5)
+        assert reply.attention[0, i, 4] == 0  # never seen
         for k, group in enumerate(layout.groups):
-            e = np.exp(8.0 * omega[k] @ cosines)
-            attention = e / e.sum()
-            np.testing.assert_allclose(reply.attention[k, i, :4], attention, atol=2e-5)
-            assert reply.attention[k, i, 4] == 0  # never seen
             weights = gate[k] * attention + (1 - gate[k]) * shares
             piece = slice(group.start, group.stop)
             np.testing.assert_allclose(reply.models[i, piece], weights @ rows[:4, piece], atol=1e-4)
@@ -131,6 +130,23 @@ def test_pfedhn_fits_an_embedding() -> None:
     first = [float((start - w).norm()) for w in wanted[:2, 0]]
     assert max(away) < 0.1 * min(first), (away, first)
     assert all(torch.equal(before[name], server[name]) for name in server)
+
+
+def test_adam_by_hand_and_over_steps() -> None:
+    # first step: mean g, scale |g|: every number moves by lr against its sign; 0 stays
+    at, moments = torch.tensor([1.0, 1.0, 1.0]), torch.zeros(2, 3)
+    hypernetwork.adam(at, torch.tensor([3.0, -1e-4, 0.0]), moments, 1, 0.1)
+    np.testing.assert_allclose(at, [0.9, 1.1, 1.0], rtol=1e-5)
+    draw = np.random.default_rng(6)
+    m = v = np.zeros(4)
+    here, theirs = np.ones(4), torch.ones(4, dtype=torch.float64)
+    moments = torch.zeros(2, 4, dtype=torch.float64)
+    for step in range(1, 12):
+        g = draw.normal(size=4)
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        here = here - 0.05 * (m / (1 - 0.9**step)) / np.sqrt(v / (1 - 0.99**step))
+        hypernetwork.adam(theirs, torch.from_numpy(g), moments, step, 0.05)
+    np.testing.assert_allclose(theirs, here, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ditto", "fedavg_ft", "local", "fedprox"])
