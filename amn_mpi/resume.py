@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amn_mpi import checkpoint, methods, plugin
-from amn_mpi.config import Config, differences, within
+from amn_mpi.config import Config, all_keys, differences, within
 from amn_mpi.errors import ConfigError, UserError
 
 # What may differ without a question: how long, where and how a run is carried out. Device and
@@ -94,8 +94,20 @@ def asked_for(name: str, folder: Path) -> Path:
     return path
 
 
+def other_version(path: Path, saved: dict[str, Any], options: type) -> str:
+    """What to say of a method's saved options where ``options`` lacks some of them; "" where it has all."""
+    gone = [f"method.{name}" for name in saved if f"method.{name}" not in all_keys(options)]
+    if not gone:
+        return ""
+    return f"{path}: was made by another version of {saved['name']}, which had {', '.join(gone)}"
+
+
 def agree(config: Config, path: Path, saved: dict[str, Any], round: int) -> None:
     """Refuse to go on with another configuration than the one that was saved after ``round``."""
+    if saved["method"]["name"] == config.method.name:
+        told = other_version(path, saved["method"], type(config.method))
+        if told:
+            raise ConfigError(f"{told}; it cannot be gone on from: choose another out")
     accepted = methods.listed(config.checkpoint.accept)
     free = [*FREE, *(name for name in accepted if not within(name, FIXED))]
     for name, (then, now) in differences(config, saved, free).items():

@@ -104,11 +104,17 @@ def scalars(row: dict[str, Any], layers: list[str]) -> Iterator[tuple[str, float
         if isinstance(value, (int, float)) and key not in ("round", "mean_accuracy", "worst10"):
             yield f"round/{key}", float(value)
         elif isinstance(value, list) and key != "diverged" and value and isinstance(value[0], float):
-            names = layers if len(layers) == len(value) else [str(k) for k in range(len(value))]
-            yield from ((f"{key}/{name}", float(one)) for name, one in zip(names, value))
+            yield from ((f"{key}/{name}", float(one)) for name, one in zip(named(layers, len(value)), value))
     yield "round/diverged", float(len(row.get("diverged", ())))
     for name, value in row.get("turn_seconds", {}).items():
         yield f"turn_seconds/{name}", float(value)
+
+
+def named(layers: list[str], count: int) -> list[str]:
+    """Names of ``count`` numbers or matrices: the layers', where there is one each."""
+    if len(layers) == count:
+        return layers
+    return ["all_layers"] if count == 1 else [str(k) for k in range(count)]
 
 
 def drawn(attention: np.ndarray, layers: list[str]) -> Image:
@@ -118,8 +124,9 @@ def drawn(attention: np.ndarray, layers: list[str]) -> Image:
     median client gives to the one it listens to most is as dark as it gets.
 
     Args:
-        attention: (L, N, N); with more than 320 clients a square is the mean of several.
-        layers: their names.
+        attention: (L, N, N), or (1, N, N) for all layers; with more than 320 clients a square is the mean of
+            several.
+        layers: names of the model's.
     """
     from PIL import Image, ImageDraw
 
@@ -136,7 +143,7 @@ def drawn(attention: np.ndarray, layers: list[str]) -> Image:
     body = np.concatenate([piece for layer in colours for piece in (gap, layer)][1:], 1)
     picture = Image.new("RGB", (body.shape[1], body.shape[0] + HEAD), WHITE)
     picture.paste(Image.fromarray(body.round().astype(np.uint8), "RGB"), (0, HEAD))
-    for k, name in enumerate(layers):
+    for k, name in enumerate(named(layers, len(colours))):
         ImageDraw.Draw(picture).text((k * (colours.shape[2] + GAP), 2), name, fill=DARK)
     return picture
 

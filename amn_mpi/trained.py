@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amn_mpi import checkpoint, plugin
+from amn_mpi import checkpoint, methods, plugin
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
 from amn_mpi.errors import ConfigError, UserError
-from amn_mpi.resume import warn
+from amn_mpi.resume import other_version, warn
 
 if TYPE_CHECKING:
     from amn_mpi.methods.base import Method, State
@@ -133,6 +133,10 @@ def of(reader: checkpoint.Reader, words: Sequence[str]) -> Trained:
     if about["round"] < 1:
         raise UserError(f"{path}: is from before the first round; there is nothing to serve newcomers from")
     _check_files(path, about)
+    method = about["config"]["method"]
+    told = other_version(path, method, methods.options(method["name"]))
+    if told:
+        raise UserError(f"{told}; it cannot serve newcomers here")
     tree = {name: value for name, value in about["config"].items() if name not in OWN_SECTIONS}
     tree = {**tree, **OWN_AFFAIRS, "data": {**tree["data"], "root": "", "cache": ""}}
     config = cli.resolve([cli.layer(tree, str(path))], words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,8 @@ from amn_mpi.placement import Placement
 MODELS = 48
 # A block, here all 10 columns: 4 gradients; 4 x 4 products twice.
 BLOCK = 4 * 10 + 2 * 4 * 4
-# The sums of these, in float64 and as used; 4 x 4 sketches of 512; 14 x 4 x 4.
-AMN = 3 * 4 * 4 + 4 * 4 * 512 + 14 * 4 * 4
+# The sums of these, in float64 and as used; 3 x 4 sketches of 512; 8 x 4 x 4.
+AMN = 3 * 4 * 4 + 3 * 4 * 512 + 8 * 4 * 4
 SKETCHES = 4 * 512  # of all clients, as rank 0 gets them
 
 
@@ -66,6 +67,16 @@ def test_amn_on_three_ranks() -> None:
 def test_amn_alone_sends_nothing() -> None:
     floats = (4.25 + 4 * 5) * 10 + 4 * SKETCHES + MODELS + BLOCK + AMN
     assert needs(1, settings("amn")) == [budget.Need(4, 2400, int(floats * 4))]
+
+
+def test_what_is_measured_counts_in_whatever_rounds_it_is() -> None:
+    """Products are measured after the common rounds and up to the last meta round, or not at all."""
+    most = needs(1, settings())[0].vectors
+    products = 4 * (2 * 4 * 4 + 3 * 4 * 4)  # of a block, and of all
+    for common, meta, there in ((5, 30, True), (0, 1, True), (5, 5, False), (6, 0, False)):
+        o = methods.options("amn")(common_rounds=common, meta_rounds=meta)
+        what = dataclasses.replace(settings(), method=o)
+        assert needs(1, what)[0].vectors == most - (not there) * products
 
 
 def test_sharded_amn_on_three_ranks() -> None:

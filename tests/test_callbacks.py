@@ -160,8 +160,8 @@ def test_tensorboard_reads_what_metrics_say(told: tuple[Path, str]) -> None:
         assert curve(f"worst_tenth/{model}") == of([row["models"][model]["worst10"] for row in rows])
     for k, layer in enumerate(("fc1", "fc2")):
         assert curve(f"gate/{layer}") == of([row["gate"][k] for row in rows])
-        widths = of([row["effective_neighbours"][k] for row in rows])
-        assert curve(f"effective_neighbours/{layer}") == widths
+        assert curve(f"evidence/{layer}") == of([row["evidence"][k] for row in rows])
+    assert curve("effective_neighbours/all_layers") == of([row["effective_neighbours"][0] for row in rows])
     assert curve("round/rho") == of([row["rho"] for row in rows])
     assert curve("round/seconds") == of([row["seconds"] for row in rows])
     assert [step for step, _ in curve("baselines/local")] == [4]
@@ -175,7 +175,7 @@ def test_the_attention_is_a_picture(told: tuple[Path, str]) -> None:
 
     picture = Image.open(io.BytesIO(events(told[0]).Images("attention")[-1].encoded_image_string))
     side = 60  # pixels of one of four clients in 240
-    assert picture.size == (2 * 4 * side + tensorboard.GAP, tensorboard.HEAD + 4 * side)
+    assert picture.size == (4 * side, tensorboard.HEAD + 4 * side), "one attention for all layers"
     for client in range(4):
         at = (client * side + 5, tensorboard.HEAD + client * side + 5)
         assert picture.getpixel(at) == tensorboard.PALE, "nobody listens to itself, in any order"

@@ -27,6 +27,8 @@ SERVED = ("amn", "fedavg_ft", "pfedhn")
 REFUSED = {
     "fedrep": "refused 1: {run}/checkpoints/fedrep/round-000006.h5: method.name = fedrep has no model for",
     "older": "refused 1: {old}/checkpoints/round-000004.h5: was written by an older version of amn_mpi",
+    "another": "refused 1: {folder}/another/round-000006.h5: was made by another version of amn, which had "
+    "method.meta_lr; it cannot serve newcomers here",
     "changed": "refused 2: method.name = {file}:Mine: the file has changed since {folder}/changed",
     "taken": "refused 1: --out {folder}/amn: holds result.json, models.h5 already; choose another folder",
     "layout": "refused 1: {folder}/layout/round-000006.h5: was made with another model",
@@ -113,7 +115,9 @@ def joined(folder: Path) -> str:
     (folder / "old" / "checkpoints" / "round-000004.h5").unlink()
     newest = checkpoints / "round-000006.h5"
     with checkpoint.Reader(newest) as reader:
-        layout = {**reader.text("about")["layout"], "size": 1}
+        about = reader.text("about")
+    layout, was = {**about["layout"], "size": 1}, about["config"]
+    was = {**was, "method": {**was["method"], "meta_lr": 0.2}}
     again = [*options(**SMALL, baselines="fedavg_ft", checkpoint__every=4), "--resume", "auto"]
     before = state(folder / "run")
     shown = launch(
@@ -133,6 +137,8 @@ def joined(folder: Path) -> str:
             ["join", folder / "old", "--data", late, "--out", folder / "resumed"],
             ["edit", newest, folder / "layout", json.dumps({"layout": layout})],
             ["join", folder / "layout", "--data", late],
+            ["edit", newest, folder / "another", json.dumps({"config": was})],
+            ["join", folder / "another", "--data", late],
             ["edit", folder / "own" / "checkpoints" / "round-000001.h5", folder / "changed"]
             + ['{"files": {"method.name": 1}}'],
             ["join", folder / "changed", "--data", late],

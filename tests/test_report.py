@@ -107,7 +107,7 @@ def test_attention_is_kept(runs: Path) -> None:
     rows = {row["round"]: row for row in map(json.loads, lines)}
     for round, path in kept.items():
         attention = np.load(path)
-        assert (attention.dtype, attention.shape) == (np.float16, (2, CLIENTS, CLIENTS))
+        assert (attention.dtype, attention.shape) == (np.float16, (1, CLIENTS, CLIENTS))
         assert np.allclose(attention.astype(float).sum(2), 1, atol=0.01)
         width = (1 / (attention.astype(float) ** 2).sum(2)).mean(1)
         assert np.allclose(width, rows[round]["effective_neighbours"], rtol=0.01)
@@ -184,6 +184,9 @@ def test_figures_show_the_run(runs: Path) -> None:
         dots = next(line for line in ax.lines if line.get_label() == "Local, same client")
         pairs = sorted(zip(told["per_client"]["accuracy"], result(runs / "local")["per_client"]["accuracy"]))
         assert sorted(zip(heights, dots.get_ydata())) == pairs
+        heats = heat.attention(found, style.WIDE, order.by_clusters(found.attention[7])).axes
+        assert [ax.get_title(loc="left") for ax in heats] == ["all layers"]
+        assert found.layer_names(2) == told["layers"] == ["fc1", "fc2"]
         gates = figures.gate(found, style.WIDE).axes[0].lines
         assert [line.get_ydata()[-1] for line in gates] == rows[-1]["gate"]
         ranks = figures.seconds(found, style.WIDE).axes[0].containers

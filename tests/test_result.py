@@ -200,15 +200,15 @@ def test_metrics_of_a_round(done: Finished) -> None:
     for row in done.rows:
         layers = len(row["gate"])
         assert layers == 2 and all(0 < gate < 1 for gate in row["gate"])
-        assert np.shape(row["evidence"]) == (layers, layers)
-        assert np.sum(row["evidence"], axis=1) == pytest.approx([1] * layers, abs=1e-5)
-        assert len(row["effective_neighbours"]) == layers
+        assert np.shape(row["evidence"]) == (layers,)
+        assert np.sum(row["evidence"]) == pytest.approx(1, abs=1e-5)
+        assert len(row["effective_neighbours"]) == 1, "one attention for all layers"
         assert all(1 <= n <= CLIENTS - 1 + 1e-6 for n in row["effective_neighbours"])
         assert row["rho"] in (0, 0.25, 0.5, 0.75, 1)
         for groups in ("inside_concept_groups", "inside_label_groups"):
-            assert len(row[groups]) == layers and all(0 <= share <= 1 for share in row[groups])
-    assert done.rows[2]["gate"] == pytest.approx([0.5, 0.5]), "no meta step in the common rounds"
-    assert done.rows[-1]["gate"] != pytest.approx([0.5, 0.5]), "no meta step after them"
+            assert len(row[groups]) == 1 and all(0 <= share <= 1 for share in row[groups])
+    assert done.rows[2]["gate"] == pytest.approx([0.1, 0.1]), "no meta step in the common rounds"
+    assert done.rows[-1]["gate"] != pytest.approx([0.1, 0.1]), "no meta step after them"
 
 
 # ---- what a person sees

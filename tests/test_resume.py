@@ -22,7 +22,7 @@ import pytest
 from plain import here
 from running import REPOSITORY, end, one_line, ranks_of, result, start, wait_for
 
-from amn_mpi import checkpoint, cli
+from amn_mpi import checkpoint, cli, resume
 from amn_mpi.checkpoint import Reader
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.methods import amn
@@ -382,6 +382,22 @@ def test_what_cannot_be_accepted(stopped: Path, key: str, now: object, then: obj
         line = refused(*AUTO, "--out", stopped, f"--{key}", now, *accept, kind=ConfigError)
         has(line, f"{key} = {now}", f"was made with {then};", f"give --{key} {then}, or choose another out")
         assert "checkpoint.accept" not in line
+
+
+def test_another_version_of_the_method_is_named(stopped: Path) -> None:
+    """Options that are gone cannot be given, nor accepted: one line says so, not what to give."""
+    config = cli.parse(list(map(str, (*AUTO, "--out", stopped, "--method.tau", 4.0))))[0]
+    saved = config.as_dict()
+    saved["method"] |= {"meta_lr": 0.2, "tau": 8.0}
+    with pytest.raises(ConfigError) as caught:
+        resume.agree(config, stopped / "it.h5", saved, 8)
+    assert str(caught.value) == (
+        f"{stopped}/it.h5: was made by another version of amn, which had method.meta_lr; "
+        "it cannot be gone on from: choose another out"
+    )
+    saved["method"]["name"] = "local"
+    with pytest.raises(ConfigError, match="method.name = amn: .*it.h5 was made with local; give"):
+        resume.agree(config, stopped / "it.h5", saved, 8)
 
 
 def test_what_is_accepted_is_used(stopped: Path, unbroken: Path) -> None:

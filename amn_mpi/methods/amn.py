@@ -138,6 +138,10 @@ class AMN(ClassOffsets, Mixing):
     def numbers(self, round: int) -> int:
         return self._steps_in(round) * self.setting.clients
 
+    @property
+    def most_numbers(self) -> int:
+        return self.numbers(self.options.common_rounds + 1)
+
     def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
         """Inner products g_i . theta_j, for the meta step."""
         return self.own_array("gradients", columns.rows[:, 1]) @ columns.models.T
@@ -186,9 +190,9 @@ class AMN(ClassOffsets, Mixing):
         return samples / samples.sum()
 
     def small_floats(self, cohort: int) -> float:
-        """Four times all sketches, and some 14 layers x N x N on the way to the weights."""
+        """Three times all sketches, and up to 8 layers x N x N on the way to the weights and in the meta step."""
         clients, layers = self.setting.clients, len(self.setting.layout.groups)
-        return layers * clients * (4 * self.options.sketch + 14 * clients)
+        return layers * clients * (3 * self.options.sketch + 8 * clients)
 
     def _holds_out(self, round: int) -> bool:
         """Whether part of the clients' samples is kept from training in a round."""

@@ -80,6 +80,11 @@ class Mixing(Method):
     def numbers(self, round: int) -> int:
         """How many numbers ``measure`` gives for each client; in rounds with 0 it is not called."""
 
+    @property
+    def most_numbers(self) -> int:
+        """The most of them in any round; here all rounds are alike."""
+        return self.numbers(1)
+
     @abstractmethod
     def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
         """(n, numbers) of one block; the server gets its sum over the blocks of each layer."""
@@ -155,11 +160,11 @@ class Mixing(Method):
 
     def block_floats(self, cohort: int) -> float:
         """Floats that a block takes beside its models and rows: one of the rows, what is measured."""
-        return cohort * self.widest + 2 * cohort * self.numbers(MOST)
+        return cohort * self.widest + 2 * cohort * self.most_numbers
 
     def apart_rows(self, cohort: int) -> float:
         """``server_rows`` of a server whose models lie with the other ranks: sums, a reference."""
-        summed = 3 * len(self.setting.layout.groups) * cohort * self.numbers(MOST)  # in float64, then as used
+        summed = 3 * len(self.setting.layout.groups) * cohort * self.most_numbers  # in float64, then as used
         return self.from_start + (self.small_floats(cohort) + summed) / self.setting.layout.size
 
     def server_rows(self, cohort: int) -> float:
@@ -169,9 +174,6 @@ class Mixing(Method):
     @property
     def widest(self) -> int:
         return max(block.size for block in self.blocks)
-
-
-MOST = 2**31  # a round that is late enough for all that a method measures
 
 
 def sharded(config: Config, method: Method) -> bool:

@@ -45,9 +45,11 @@ class Found:
         return [row for row in self.rows if "mean_accuracy" in row]
 
     def layer_names(self, layers: int) -> list[str]:
-        """Of the model, where as many are known; else numbers."""
+        """Of the model, where as many are known; else numbers, or one matrix for them all."""
         names = self.result.get("layers", [])
-        return list(map(str, names)) if len(names) == layers else [f"layer {k + 1}" for k in range(layers)]
+        if len(names) == layers:
+            return list(map(str, names))
+        return ["all layers"] if layers == 1 else [f"layer {k + 1}" for k in range(layers)]
 
 
 def run(folder: Path) -> Found:
