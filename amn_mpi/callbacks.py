@@ -49,7 +49,8 @@ class Callback:
 
         Args:
             row: its line of metrics.jsonl; accuracies in percent where it was evaluated, ``seconds``.
-            attention: who listens to whom, (layers, clients, clients); None for a method without one.
+            attention: who listens to whom, (layers, clients, clients), the first 1 where all layers have the
+                same; None for a method without one.
         """
 
     def end(self, result: dict[str, Any]) -> None:

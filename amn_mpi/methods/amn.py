@@ -190,7 +190,7 @@ class AMN(ClassOffsets, Mixing):
         return samples / samples.sum()
 
     def small_floats(self, cohort: int) -> float:
-        """Three times all sketches, and up to 8 layers x N x N on the way to the weights and in the meta step."""
+        """Three times all sketches, and up to 8 layers x N x N on the way to weights or in a meta step."""
         clients, layers = self.setting.clients, len(self.setting.layout.groups)
         return layers * clients * (3 * self.options.sketch + 8 * clients)
 
