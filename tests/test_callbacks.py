@@ -119,7 +119,7 @@ def test_a_callback_is_told_everything_in_order(told: tuple[Path, str]) -> None:
     rows = rows_of(told[0])
     assert [note[1] for note in notes[1:5]] == rows[:4], "its rows are those of metrics.jsonl"
     assert [note[1] for note in notes[8:14]] == rows, "it knew none: all are handed over again"
-    assert [note[2] for note in notes[8:14]] == [None] * 4 + [[2, 4, 4]] * 2
+    assert [note[2] for note in notes[8:14]] == [None] * 4 + [[1, 4, 4]] * 2
     begun, resumed = notes[0], notes[7]
     assert (begun[1], resumed[1]) == (4, 6)
     assert (begun[2]["done"], resumed[2]["done"]) == (0, 4)

@@ -68,7 +68,9 @@ def test_a_checkpoint(finished: Path, capsys: pytest.CaptureFixture) -> None:
     assert shown["starts"] == "1 rank after round 0"
     assert f"torch {result['versions']['torch']}" in shown["versions"]
     assert shown["client/model"].split() == ["5", "x", "4810", "float32", "96,200", "ok", "none"]
-    assert shown["server/steps"].split() == ["one", "int64", "8", "ok", "-"]
+    assert shown["server/meta"].split() == ["2", "x", "2", "float32", "16", "ok", "none"]
+    assert shown["server/rho"].split() == ["one", "float64", "8", "ok", "none"]
+    assert shown["server/seen"].split() == ["5", "bool", "5", "ok", "-"]
 
 
 def test_models(finished: Path, capsys: pytest.CaptureFixture) -> None:
