@@ -335,7 +335,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
             if t > o.common_rounds:
                 weights = mixing(meta, o.tau, s, samples, seen, i)
             down[i] = np.concatenate([weights[layer] @ theta[:, g] for layer, g in enumerate(groups)])
-        new, inner, losses = {}, [], np.zeros(len(RHO))
+        new, inner, errors = {}, [], np.zeros(len(RHO))
         for i, p_i in zip(cohort, p):
             h = held[i] if learning else 0
             draw = rng.generator(config.seed, "shuffle", t, int(i))
@@ -343,7 +343,8 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
             if learning:
                 part = (xs[i][:h], ys[i][:h], o.soften, own[i][-CLASSES:])
                 g = mlp(new[i], *part)[1]
-                losses += [p_i * mlp(rho_k * new[i] + (1 - rho_k) * down[i], *part)[0] for rho_k in RHO]
+                right = [mlp(r * new[i] + (1 - r) * down[i] + own[i], *part[:2])[2] for r in RHO]
+                errors += [p_i * (right[4] - one) / h for one in right]  # above the local model's
                 inner.append([theta[:, c] @ g[c] for c in groups])
         if learning and t > o.common_rounds:
             by_layer = np.array(inner).transpose(1, 0, 2)
@@ -354,7 +355,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
             sketches[i] = sketch(new[i], signs, groups, o.sketch)
         for k in ((0, 2) if t % 2 else (1, 3)) if learning else ():  # two a round, against the local model
             decay = o.rho_decay**2 if np.isfinite(smooth[k]) else 0.0
-            smooth[k] = (decay * smooth[k] if decay else 0.0) + (1 - decay) * (losses[k] - losses[4])
+            smooth[k] = (decay * smooth[k] if decay else 0.0) + (1 - decay) * errors[k]
             rho = RHO[int(smooth.argmin())]
         s = cosines(sketches, seen)
         every = np.stack([attention(meta.omega, o.tau, s, i, seen) for i in range(n)])

@@ -293,7 +293,7 @@ def test_models_without_score_biases_are_not_softened(tmp_path: Path) -> None:
     biased = [start(tmp_path, changed(soften=soften)) for soften in (1.0, 3.0)]
     for run in biased:
         plain.one_round(run)
-    assert not torch.equal(biased[0].server["blends"], biased[1].server["blends"])
+    assert not torch.allclose(biased[0].exchange.up[:, 1], biased[1].exchange.up[:, 1], rtol=0.1)
 
 
 def write_unbiased(folder: Path) -> Path:
@@ -408,7 +408,7 @@ def test_hidden_groups_are_found_and_it_pays(digits: Callable, record_property: 
     record_property("scores", scores)
     assert len(inside) == 1 and inside[0] > 0.9  # seeds 0 to 4: above 0.999
     assert scores["amn"] > scores["fedavg_ft"] + 10  # seeds 0 to 4: 19 to 22 points
-    assert scores["amn"] > scores["local"] + 2  # seeds 0 to 4: 6.7 to 13.6 points
+    assert scores["amn"] > scores["local"] + 2  # seeds 0 to 4: 5.9 to 13.6 points
     first, last = amn.rounds[-1]["gate"]
     assert first < 0.1 < 0.9 < last  # seeds 0 to 4: 0.01 and 0.99, permuted labels are the last layer's
 
@@ -422,4 +422,4 @@ def test_without_groups_nothing_is_lost(digits: Callable, record_property: Calla
         assert max(amn.rounds[-1]["gate"]) < 0.05  # seeds 0 to 4: 0.01; it starts at 0.1
     record_property("amn_minus_fedavg_ft", differences)
     print("amn minus fedavg_ft, three seeds:", differences, "mean", np.mean(differences))
-    assert np.mean(differences) > -2  # seeds 0 to 4: -0.5 to 0.9 points
+    assert np.mean(differences) > -2  # seeds 0 to 4: -0.7 to 0.9 points
