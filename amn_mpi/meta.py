@@ -215,9 +215,11 @@ def learn(
         sizes: (L,), parameters of each layer. evidence_lr: logits a nat. gate_lr: logits a round.
     """
     evidence, gates = logits
-    evidence -= evidence_lr * lesson.slope
-    evidence.sub_(evidence.max().clone()).clamp_(min=-EVIDENCE)
+    if evidence_lr:
+        evidence -= evidence_lr * lesson.slope
+        evidence.sub_(evidence.max().clone()).clamp_(min=-EVIDENCE)
     gain = lesson.gain.clamp_min(0)
     needed = price * sizes / sizes.sum() * gain.sum() + 2 * lesson.noise
-    gates += gate_lr * (gain / needed.clamp_min(1e-12) - 1).clamp(-1, 3)
-    gates.clamp_(-GATE, GATE)
+    if gate_lr:
+        gates += gate_lr * (gain / needed.clamp_min(1e-12) - 1).clamp(-1, 3)
+        gates.clamp_(-GATE, GATE)
