@@ -363,6 +363,7 @@ def test_clients_of_a_single_sample(tmp_path: Path) -> None:
     for _t in range(1, 8):
         plain.one_round(run)
     assert run.state["model"].isfinite().all() and run.server["meta"].isfinite().all()
+    assert run.server["rho"] == 1, "nothing was held out, so no blend has been tried"
 
 
 # ---- what it achieves, on the embedded digits

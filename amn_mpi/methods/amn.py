@@ -240,8 +240,11 @@ class AMN(ClassOffsets, Mixing):
         """The blend with the fewest held-out errors, pooled over clients and smoothed over rounds."""
         import torch
 
-        weights = self.setting.samples[cohort] / self.setting.samples[cohort].sum()
-        blends, known = server["blends"], server["known"]
+        samples = self.setting.samples[cohort]
+        samples = np.where(samples > 1, samples, 0)  # a single one is never held out
+        if not samples.any():
+            return
+        weights, blends, known = samples / samples.sum(), server["blends"], server["known"]
         for k, name in zip(tried(round), ERRORS):
             now = float((figures[name] - figures["errors"]) @ weights)
             decay = self.options.rho_decay ** len(TRIED) if known[k] else 0.0
