@@ -134,6 +134,8 @@ def of(reader: checkpoint.Reader, words: Sequence[str]) -> Trained:
         raise UserError(f"{path}: is from before the first round; there is nothing to serve newcomers from")
     _check_files(path, about)
     method = about["config"]["method"]
+    if not methods.known(method["name"]):
+        raise UserError(f"{path}: was made by method.name = {method['name']}; valid are {methods.VALID}")
     told = other_version(path, method, methods.options(method["name"]))
     if told:
         raise UserError(f"{told}; it cannot serve newcomers here")

@@ -29,6 +29,8 @@ REFUSED = {
     "older": "refused 1: {old}/checkpoints/round-000004.h5: was written by an older version of amn_mpi",
     "another": "refused 1: {folder}/another/round-000006.h5: was made by another version of amn, which had "
     "method.meta_lr; it cannot serve newcomers here",
+    "unheard": "refused 1: {folder}/unheard/round-000006.h5: was made by method.name = unheard; "
+    "valid are amn",
     "changed": "refused 2: method.name = {file}:Mine: the file has changed since {folder}/changed",
     "taken": "refused 1: --out {folder}/amn: holds result.json, models.h5 already; choose another folder",
     "layout": "refused 1: {folder}/layout/round-000006.h5: was made with another model",
@@ -117,6 +119,7 @@ def joined(folder: Path) -> str:
     with checkpoint.Reader(newest) as reader:
         about = reader.text("about")
     layout, was = {**about["layout"], "size": 1}, about["config"]
+    unheard = {**was, "method": {"name": "unheard"}}
     was = {**was, "method": {**was["method"], "meta_lr": 0.2}}
     again = [*options(**SMALL, baselines="fedavg_ft", checkpoint__every=4), "--resume", "auto"]
     before = state(folder / "run")
@@ -139,6 +142,8 @@ def joined(folder: Path) -> str:
             ["join", folder / "layout", "--data", late],
             ["edit", newest, folder / "another", json.dumps({"config": was})],
             ["join", folder / "another", "--data", late],
+            ["edit", newest, folder / "unheard", json.dumps({"config": unheard})],
+            ["join", folder / "unheard", "--data", late],
             ["edit", folder / "own" / "checkpoints" / "round-000001.h5", folder / "changed"]
             + ['{"files": {"method.name": 1}}'],
             ["join", folder / "changed", "--data", late],
