@@ -55,18 +55,18 @@ def thinned(curve: dict[int, float]) -> dict[int, float]:
 
 
 def read(path: Path) -> list[Score]:
-    """The runs in a scores.csv.
+    """The runs in a scores.csv; one with other keys, by its digest, is another run.
 
     Raises:
         UserError: it cannot be read or is damaged, in one line that names its line and column.
     """
     header, lines = _table(path)
-    found: dict[tuple[str, str, int, int], int] = {}
+    found: dict[tuple[str, str, int, int, str], int] = {}
     scores = []
     for number, fields in lines:
         row = _Row(path, number, header, fields)
         score = row.score()
-        other = found.setdefault((score.scenario, score.label, score.trial, score.seed), number)
+        other = found.setdefault((score.scenario, score.label, score.trial, score.seed, score.digest), number)
         if other != number:
             row.refuse(f"the same run as in line {other}; delete one of them")
         scores.append(score)

@@ -70,3 +70,13 @@ def _leave_out(known: Known, row: Score, now: Mapping[Keys, str]) -> None:
     if text := now.get((row.scenario, row.label, row.trial)):
         folder = place(row.scenario, row.label, row.trial, row.seed)
         known.changed[folder] = ", ".join(digest.differing(row.digest, text))
+
+
+def without(rows: Iterable[Score], others: Iterable[Score]) -> list[Score]:
+    """Rows of runs of which the others have none with the same keys and seed."""
+    there = {_run(row) for row in others}
+    return [row for row in rows if _run(row) not in there]
+
+
+def _run(row: Score) -> tuple[str, str, int, str]:
+    return row.scenario, row.label, row.seed, row.digest

@@ -56,6 +56,7 @@ class Plan:
             self.out.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.out)
             self._keep()
+            self._set_aside()
             self._save()
         except OSError as error:
             raise UserError(f"out = {self.out}: cannot be written: {error.strerror}") from None
@@ -68,12 +69,39 @@ class Plan:
         runs, valid = ([cell.folder for cell in found.cells] for found in (self.matrix, self.whole))
         lines = [cell.folder for cell in self.whole.cells if self._by_table(cell)]
         asked.add(self.out, self.reference or self.matrix.reference, runs, valid, lines)
-        if self.known.left_out:
-            write(self.out / LEFT_OUT, kept.text(self.known.left_out))
+
+    def _set_aside(self) -> None:
+        """Lines that would be lost: of the table, and of a scores.csv that is written anew without it."""
+        stay = self._lines()
+        lost = known.without(self._earlier("scores.csv"), [*stay, *self.known.left_out])
+        lost = [row for row in lost if not self._has_folder(row)]
+        rows = [*self.known.left_out, *lost]
+        if rows:
+            rows += known.without(self._earlier(LEFT_OUT), [*stay, *rows])
+            write(self.out / LEFT_OUT, kept.text(rows))
+        if lost:
+            warn(
+                f"{self.out / 'scores.csv'}: {len(lost)} of its runs are neither there as folders nor known; "
+                f"their lines go to {self.out / LEFT_OUT}, from where --known takes them back"
+            )
+
+    def _has_folder(self, row: Score) -> bool:
+        place = matrix.place(row.scenario, row.label, row.trial, row.seed)
+        return (self.out / place / "result.json").exists()
+
+    def _earlier(self, name: str) -> list[Score]:
+        """Lines that an earlier command has left; none where they cannot be read."""
+        try:
+            return kept.read(self.out / name) if (self.out / name).exists() else []
+        except UserError:
+            return []
+
+    def _lines(self) -> list[Score]:
+        return [*self._scores(self.whole), *self.known.beside.values()]
 
     def _save(self) -> None:
         """All that is finished, after each run: the next command may come on another machine."""
-        if scores := [*self._scores(self.whole), *self.known.beside.values()]:
+        if scores := self._lines():
             write(self.out / "scores.csv", kept.text(scores))
 
     def _told(self) -> str:

@@ -156,6 +156,30 @@ def test_the_table_may_be_the_one_that_is_written(done: Done, tmp_path: Path) ->
     assert sorted(both) == sorted(lines(table(done))[1:])
 
 
+def test_no_line_of_the_table_that_is_written_is_lost(
+    done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the only one: keys change once more, then nobody names it, then all are taken back."""
+    out, whole = tmp_path / "out", lines(table(done))[1:]
+    out.mkdir()
+    shutil.copy(table(done), out / "scores.csv")
+    known = ("--known", out / "scores.csv", "--out", out)
+    changed = MATRIX.replace("momentum: 0.5", "momentum: 0.25")
+    for text in (changed, changed.replace("common_rounds: 1", "common_rounds: 0")):
+        plan(write(tmp_path, text), *known)
+    mine = [row for row in whole if "wild" not in row]
+    assert sorted(lines(out / "left_out.csv")[1:]) == sorted(mine)
+    shutil.copytree(done.out[3] / CELLS[0], out / CELLS[0])
+    capsys.readouterr()
+    plan(done.file, "--out", out)
+    told = one_line(capsys.readouterr().err)
+    has(told, f"{out / 'scores.csv'}: 4 of its runs are neither there as folders")
+    assert len(lines(out / "scores.csv")) == 2
+    assert sorted(lines(out / "left_out.csv")[1:] + lines(out / "scores.csv")[1:]) == sorted(whole)
+    assert plan(done.file, "--known", out / "left_out.csv", "--out", out).todo == []
+    assert sorted(lines(out / "scores.csv")[1:]) == sorted(whole)
+
+
 def test_a_dry_run_says_what_is_known(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, file = tmp_path / "out", write(tmp_path, MATRIX.replace("momentum: 0.5", "momentum: 0.25"))
     shutil.copytree(done.out[3] / CELLS[0], out / CELLS[0])

@@ -73,6 +73,12 @@ def test_the_table_comes_back_as_it_was(tmp_path: Path) -> None:
     assert other.curve == {} and kept.text([other]) == kept.text([wild])
 
 
+def test_a_table_may_hold_a_run_with_these_and_with_other_keys(tmp_path: Path) -> None:
+    one, other = (score(digest=f"{k}a1b2-3c4d5-6e7f8-90a1b-2c3d4") for k in (0, 1))
+    assert back(tmp_path, one, other) == [one, other]
+    assert known.without([one, other], [other]) == [one]
+
+
 def test_a_curve_keeps_some_dozen_rounds() -> None:
     every = {at: float(at) for at in range(1, 61)}
     assert list(kept.thinned(every)) == [1, *range(5, 61, 5)]
