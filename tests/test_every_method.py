@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(
     def stopped(*args: Any) -> int:
         """A signal comes while the third client is evaluated after round 2."""
         nonlocal calls
+        if not sys._getframe(1).f_code.co_filename.endswith("rounds.py"):
+            return correct(*args)  # AMN's clients, of their held-out samples
         calls += 1
         monkeypatch.setattr(comm, "stopping", int(signal.SIGTERM) if calls > (5 + 2) * models else 0)
         return correct(*args)

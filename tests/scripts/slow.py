@@ -1,5 +1,7 @@
 """A run that takes $TRAIN seconds longer for each client's training, $CORRECT for each model's test.
 
+AMN's clients count errors of their held-out samples, too: only what ``rounds.evaluate`` asks for is a test.
+
 ``TRAIN=stuck``: the first client never ends its training, nor takes any step in it. $MARK appears with
 each test of a model, and where a run is stuck.
 """
@@ -19,6 +21,8 @@ def longer(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
     def slow(self: local.Engine, *args: Any, **kwargs: Any) -> Any:
         if call.__name__ == "correct":
+            if not sys._getframe(1).f_code.co_filename.endswith("rounds.py"):
+                return call(self, *args, **kwargs)
             mark()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
