@@ -55,4 +55,4 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 # How often a method's results have changed with no key of it; "" counts for all methods.
-REVISED: dict[str, int] = {}
+REVISED: dict[str, int] = {"amn": 1}

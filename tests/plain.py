@@ -285,6 +285,12 @@ def meta_step(meta: Meta, found: Lesson, sizes: list[int], o: Any) -> Meta:
     return Meta(np.array([max(value - top, -5.0) for value in v]), z)
 
 
+def across(gradient: Array, model: Array) -> Array:
+    """A layer's gradient without its part along the layer."""
+    length = sum(model**2)
+    return gradient - sum(gradient * model) / length * model if length else gradient
+
+
 @dataclass
 class Picture:
     """Everything of AMN after a round."""
@@ -345,7 +351,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
                 g = mlp(new[i], *part)[1]
                 right = [mlp(r * new[i] + (1 - r) * down[i] + own[i], *part[:2])[2] for r in RHO]
                 errors += [p_i * (right[4] - one) / h for one in right]  # above the local model's
-                inner.append([theta[:, c] @ g[c] for c in groups])
+                inner.append([theta[:, c] @ across(g[c], new[i][c]) for c in groups])
         if learning and t > o.common_rounds:
             by_layer = np.array(inner).transpose(1, 0, 2)
             found = lesson(meta.omega, o.tau, s, samples, seen, cohort, by_layer)
