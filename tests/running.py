@@ -100,12 +100,15 @@ def run(
 
 
 def run_each(
-    lines: Sequence[Sequence[object]], folder: Path, ranks: int, timeout: float = 240.0
+    lines: Sequence[Sequence[object]],
+    folder: Path,
+    ranks: int,
+    timeout: float = 240.0,
+    script: Path = REPOSITORY / "tests" / "scripts" / "many.py",
 ) -> subprocess.CompletedProcess[str]:
     """Runs one after another in one start of the ranks, which takes longer than small runs."""
     path = folder / "lines.json"
     path.write_text(json.dumps([list(map(str, line)) for line in lines]))
-    script = REPOSITORY / "tests" / "scripts" / "many.py"
     return run(path, ranks=ranks, timeout=timeout, script=script, env={"AMN_CACHE": folder / "cache"})
 
 
