@@ -7,6 +7,7 @@ them idle.
 from __future__ import annotations
 
 import pytest
+import ready
 
 # Files with several ranks or long training, the longest first; the others are pure and short.
 LONG = (
@@ -35,3 +36,7 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, -1))
+
+
+def pytest_sessionfinish() -> None:
+    ready.end()

@@ -76,11 +76,11 @@ def end(process: subprocess.Popen[str], timeout: float) -> subprocess.CompletedP
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        _kill(process)
+        kill(process)
         out, err = process.communicate()
         pytest.fail(f"no end within {timeout:g} s: {process.args}\n{out}\n{err}")
     except BaseException:
-        _kill(process)
+        kill(process)
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -99,19 +99,6 @@ def run(
     return end(process, timeout)
 
 
-def run_each(
-    lines: Sequence[Sequence[object]],
-    folder: Path,
-    ranks: int,
-    timeout: float = 240.0,
-    script: Path = REPOSITORY / "tests" / "scripts" / "many.py",
-) -> subprocess.CompletedProcess[str]:
-    """Runs one after another in one start of the ranks, which takes longer than small runs."""
-    path = folder / "lines.json"
-    path.write_text(json.dumps([list(map(str, line)) for line in lines]))
-    return run(path, ranks=ranks, timeout=timeout, script=script, env={"AMN_CACHE": folder / "cache"})
-
-
 def result(folder: Path) -> dict[str, Any]:
     """The result of a finished run."""
     return json.loads((folder / "result.json").read_text())
@@ -124,7 +111,7 @@ def wait_for(path: Path, lines: int, process: subprocess.Popen[str], timeout: fl
         if path.exists() and len(path.read_text().splitlines()) >= lines:
             return
         time.sleep(0.05)
-    _kill(process)
+    kill(process)
     out, err = process.communicate()
     pytest.fail(f"{path} did not get {lines} lines:\n{out}\n{err}")
 
@@ -152,7 +139,7 @@ def options(**given: object) -> Sequence[str]:
     return words
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def kill(process: subprocess.Popen[str]) -> None:
     """The launcher and all below it: hydra gives its proxies sessions of their own."""
     for pid in [*below(process.pid), process.pid]:
         with contextlib.suppress(ProcessLookupError):

@@ -17,7 +17,8 @@ import numpy as np
 import plain
 import pytest
 import torch
-from running import result, run_each
+from ready import run_each
+from running import result
 
 from amn_mpi import activations, data, models, rounds
 from amn_mpi.batched import BatchedEngine, Seat

@@ -12,7 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from running import one_line, options, result, run, run_each
+from ready import run_each
+from running import one_line, options, result, run
 from test_data_helpers import forget_folders, refused
 
 from amn_mpi.config import Data

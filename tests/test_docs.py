@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pages import COMMANDS, FASHION, TEXTS, Command, blocks, of_kind
-from running import REPOSITORY, environment, result, run, run_each
+from ready import run_each
+from running import REPOSITORY, environment, result, run
 from test_data_natural import client_files, held, leaf, owned, pfllib
 
 from amn_mpi import kept

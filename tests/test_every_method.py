@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import plain
 import pytest
-from running import REPOSITORY, run
+from ready import SCRIPTS, call
 
 from amn_mpi import rng, rounds, session, turns
 from amn_mpi.checkpoint import Reader, file_name
@@ -25,7 +25,7 @@ from amn_mpi.errors import Stopped
 from amn_mpi.methods import METHODS, get
 from amn_mpi.methods.base import Client
 
-SCRIPT = REPOSITORY / "tests" / "scripts" / "every_method.py"
+SCRIPT = SCRIPTS / "every_method.py"
 KEYS = ("--rounds", 4, "--local.epochs", 1, "--data.sizes", "lognormal", "--data.clients", 9)
 NAMES = [*(f"{name}_bn" if name == "fedbn" else name for name in METHODS), "fedavg_bn", "ditto_bn"]
 NAMES += ["fedavg_prior", "fedavg_ft_prior"]
@@ -34,13 +34,13 @@ NAMES += ["fedavg_prior", "fedavg_ft_prior"]
 def on_ranks(
     folder: Path, cohort: float, ranks: tuple[int, ...], resume: bool = False
 ) -> dict[int, dict[str, Any]]:
-    """One start of the ranks for all methods; ``resume``: each goes on from checkpoints, too."""
+    """All methods in one call of the ranks; ``resume``: each goes on from checkpoints, too."""
     found = {}
     for n in ranks:
         out = folder / f"{n}.json"
         words = (*KEYS, "--cohort", cohort, "--data.cache", folder / "cache", "--device", "cpu")
         what = "resume" if resume else "once"
-        done = run(out, what, *words, "--progress", "off", ranks=n, script=SCRIPT, timeout=300)
+        done = call(SCRIPT, out, what, *words, "--progress", "off", ranks=n, timeout=300)
         assert done.returncode == 0, done.stderr
         found[n] = json.loads(out.read_text())
         assert sorted(found[n]["unbroken"]) == sorted(NAMES)

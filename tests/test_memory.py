@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import REPOSITORY, options, result, run_each
+from running import REPOSITORY, options, result, run
 
 from amn_mpi import budget, config, data, methods
 from amn_mpi.methods.base import Setting
@@ -82,7 +82,9 @@ def on(ranks: int, folder: Path) -> dict[Case, dict[str, Any]]:
     outs = [folder / f"{ranks}-{'-'.join(map(str, case))}" for case in RUNS[ranks]]
     lines = [words(folder, ranks, BASE, folder / f"{ranks}-first")]
     lines += [words(folder, ranks, case, out) for case, out in zip(RUNS[ranks], outs)]
-    done = run_each(lines, folder, ranks, script=PEAKS)
+    path = folder / f"{ranks}.json"
+    path.write_text(json.dumps([list(map(str, line)) for line in lines]))
+    done = run(path, ranks=ranks, script=PEAKS, timeout=240)
     assert done.returncode == 0, done.stderr
     found = [(result(out), json.loads((out / "resident.json").read_text())) for out in outs]
     risen = [[b - a for a, b in zip(resident, one["peak_memory_mb"])] for one, resident in found]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import plain
 import pytest
-from running import REPOSITORY, result, run, run_each
+from ready import run_each
+from running import REPOSITORY, result, run
 
 
 def finished(out: Path, *args: object, ranks: int, timeout: float = 120) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from running import one_line, options, result, run, run_each
+from ready import run_each
+from running import one_line, options, result, run
 
 from amn_mpi import config, data, hypernetwork, methods, models
 from amn_mpi.data.unseen import hold_back

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import plain
 import pytest
-from running import REPOSITORY, one_line, result, run, run_each
+from ready import run_each
+from running import REPOSITORY, one_line, result, run
 
 from amn_mpi import cli, inspect, main, matrix, methods
 from amn_mpi.config import Config

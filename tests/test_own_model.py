@@ -11,7 +11,8 @@ import numpy as np
 import plain
 import pytest
 import torch
-from running import REPOSITORY, one_line, result, run, run_each
+from ready import run_each
+from running import REPOSITORY, one_line, result, run
 from torch import nn
 
 from amn_mpi import activations, compiled, foreign, models, params, plugin

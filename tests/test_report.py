@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import result, run_each
+from ready import run_each
+from running import result
 
 from amn_mpi import config, methods, snapshots
 from amn_mpi.report import __main__, figures, heat, order, read, style

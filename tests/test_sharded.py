@@ -11,22 +11,22 @@ from typing import Any
 import plain
 import pytest
 import torch
-from running import REPOSITORY, one_line, options, ranks_of, result, run, start, wait_for
+from ready import SCRIPTS, call
 from running import end as ended
+from running import one_line, options, ranks_of, result, run, start, wait_for
 
 from amn_mpi import budget, methods, rounds
 from amn_mpi.checkpoint import Reader, file_name
 from amn_mpi.config import Config, Model
 from amn_mpi.errors import ConfigError
 
-SCRIPTS = REPOSITORY / "tests" / "scripts"
 RANKS = (3, 5, 1)
 SICK = 4
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """One start for each number of ranks; each goes on from the checkpoints of those before it, too."""
+    """One call for each number of ranks; each goes on from the checkpoints of those before it, too."""
     folder, facts = tmp_path_factory.mktemp("sharded"), {}
     words = options(
         rounds=4, local__epochs=1, data__sizes="lognormal", data__clients=9, device="cpu", progress="off"
@@ -34,7 +34,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
     for n in RANKS:
         out = folder / f"{n}.json"
         more = ("--data.cache", folder / "cache")
-        done = run(out, *words, *more, ranks=n, script=SCRIPTS / "sharded.py", timeout=120)
+        done = call(SCRIPTS / "sharded.py", out, *words, *more, ranks=n, timeout=120)
         assert done.returncode == 0, done.stderr
         facts[n] = json.loads(out.read_text())
     with Reader(folder / "checkpoints" / "3 rank0" / file_name(2)) as reader:

@@ -12,7 +12,8 @@ import numpy as np
 import plain
 import pytest
 import torch
-from running import REPOSITORY, result, run_each
+from ready import run_each
+from running import REPOSITORY, result
 from test_data_helpers import forget_folders, read
 
 from amn_mpi import activations, budget, compiled, data, engines, methods, models, shapes

@@ -1,4 +1,4 @@
-"""All methods one after another in one start of the ranks; rank 0 writes what must not depend on them.
+"""All methods one after another; rank 0 writes what must not depend on them.
 
 Arguments: OUT.json, "once" or "resume", options of the main program. With "resume" checkpoints go to
 ``checkpoints`` beside OUT; those that a start on other ranks has left there are gone on from, too.
@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ EARLY = {"amn": {"common_rounds": 1}, "fedrep": {"head_epochs": 2}, "fedfomo": {
 PRIOR = ("fedavg", "fedavg_ft")  # once more with class offsets, which are no default of theirs
 
 
-def main(out: Path, resume: bool, words: list[str]) -> None:
-    comm = Communicator()
+def each(comm: Communicator, argv: Sequence[str]) -> None:
+    out, resume, words = Path(argv[0]), argv[1] == "resume", argv[2:]
     config = comm.share(cli.parse(words)[0] if comm.is_server else None)
     fed = comm.share(data.prepare(config.data, config.seed) if comm.is_server else None)
     unbroken, resumed = {}, {}
@@ -45,7 +44,6 @@ def main(out: Path, resume: bool, words: list[str]) -> None:
                 resumed[key] = broken(ready, own, out.parent / "checkpoints", key)
     if comm.is_server:
         out.write_text(json.dumps({"unbroken": unbroken, "resumed": resumed}))
-    comm.close()
 
 
 def every(bn: bool) -> Iterator[tuple[str, Any]]:
@@ -97,7 +95,3 @@ def one(ready: Session, config: Config, keeps: Path | None = None, saved: Path |
 
 def digest(values: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "resume", sys.argv[3:])

@@ -1,4 +1,4 @@
-"""Several runs one after another in one start of the ranks.
+"""Several runs one after another.
 
 Argument: a JSON file with their command lines.
 """
@@ -6,7 +6,6 @@ Argument: a JSON file with their command lines.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,5 @@ from amn_mpi.startup import Startup
 def each(comm: Communicator, argv: Sequence[str]) -> None:
     for words in json.loads(Path(argv[0]).read_text()):
         main.Work(Startup(time.monotonic()))(comm, words)
-
-
-main.main(sys.argv[1:], each)
+        comm.meet()
+        comm.widen()

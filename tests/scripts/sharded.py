@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from every_method import one
@@ -32,11 +33,14 @@ SERVERS = ("rank0", "sharded")
 SICK = 4
 
 
-def main(out: Path, words: list[str]) -> None:
-    comm = Communicator()
+def each(comm: Communicator, argv: Sequence[str]) -> None:
+    with mock.patch.object(blocks, "BLOCK", BLOCK):
+        write(comm, Path(argv[0]), argv[1:])
+
+
+def write(comm: Communicator, out: Path, words: Sequence[str]) -> None:
     config = comm.share(cli.parse(words)[0] if comm.is_server else None)
     fed = comm.share(data.prepare(config.data, config.seed) if comm.is_server else None)
-    blocks.BLOCK = BLOCK
     ready = Session(config, comm, fed)
     ready.meet()
     found = {
@@ -51,7 +55,6 @@ def main(out: Path, words: list[str]) -> None:
         found[f"diverged {server}"] = facts(ready, variant(config, "amn", 1.0, server))
     if comm.is_server:
         out.write_text(json.dumps(found))
-    comm.close()
 
 
 def variant(config: Config, name: str, cohort: float, server: Any) -> Config:
@@ -97,7 +100,3 @@ def diverging(usual: Any) -> Any:
         return made
 
     return run
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
