@@ -13,7 +13,7 @@ import plain
 import pytest
 from running import REPOSITORY, below, end, environment, one_line, result, run, variable, wait_for
 
-RUN = ("--data.clients", 6, "--local.epochs", 1, "--rounds", 100, "--progress", "off", "--seed", 4)
+RUN = ("--data.clients", 3, "--local.epochs", 2, "--rounds", 100, "--progress", "off", "--seed", 4)
 SURVIVE = (*RUN, "--checkpoint.every", 5, "--faults.survive", "true")
 
 
@@ -59,7 +59,7 @@ LOST = r"(?:rank \d on \S+, )?rank (\d) on \S+ lost; the other (\d) ranks go on 
 def test_the_others_go_on(open_mpi: Path, tmp_path: Path, undisturbed: str) -> None:
     """They take over the lost rank's clients and reach the same models."""
     out = tmp_path / "out"
-    process = begin(open_mpi, tmp_path / "cache", *SURVIVE, "--out", out, ranks=5)
+    process = begin(open_mpi, tmp_path / "cache", *SURVIVE, "--out", out, ranks=4)
     wait_for(out / "metrics.jsonl", 23, process, timeout=60)
     ranks = {variable(pid, "OMPI_COMM_WORLD_RANK"): pid for pid in below(process.pid)}
     os.kill(ranks["3"], signal.SIGKILL)
@@ -68,8 +68,8 @@ def test_the_others_go_on(open_mpi: Path, tmp_path: Path, undisturbed: str) -> N
     told = re.findall(r"^amn_mpi: warning: (.*)$", done.stderr, re.M)
     assert len(told) == 1, done.stderr
     match = re.fullmatch(LOST, told[0])
-    assert match and match[1] == "3" and match[2] == "4" and int(match[3]) >= 20
-    starts = [{"after_round": 0, "ranks": 5}, {"after_round": int(match[3]), "ranks": 4}]
+    assert match and match[1] == "3" and match[2] == "3" and int(match[3]) >= 20
+    starts = [{"after_round": 0, "ranks": 4}, {"after_round": int(match[3]), "ranks": 3}]
     is_undisturbed(out, undisturbed, starts)
 
 
@@ -86,12 +86,12 @@ def is_undisturbed(out: Path, models: str, starts: list[dict[str, int]]) -> None
 def test_two_losses(open_mpi: Path, tmp_path: Path, undisturbed: str) -> None:
     """Rank 0, whose work the next one takes over, and then that one, too; an idle rank helps out."""
     out = tmp_path / "out"
-    process = begin(open_mpi, tmp_path / "cache", *SURVIVE, "--out", out, ranks=8)
+    process = begin(open_mpi, tmp_path / "cache", *SURVIVE, "--out", out, ranks=5)
     wait_for(out / "metrics.jsonl", 8, process, timeout=90)
     ranks = {variable(pid, "OMPI_COMM_WORLD_RANK"): pid for pid in below(process.pid)}
     os.kill(ranks["0"], signal.SIGKILL)
     until = time.monotonic() + 60
-    while _starts(out).count('"ranks": 7') < 2 and time.monotonic() < until:  # with and without the idle one
+    while _starts(out).count('"ranks": 4') < 2 and time.monotonic() < until:  # with and without the idle one
         time.sleep(0.05)
     os.kill(ranks["1"], signal.SIGKILL)
     done = end(process, 60)
@@ -99,9 +99,9 @@ def test_two_losses(open_mpi: Path, tmp_path: Path, undisturbed: str) -> None:
     idle, *told = re.findall(r"^amn_mpi: warning: (.*)$", done.stderr, re.M)
     assert idle.endswith("1 stay idle") and len(told) == 2, done.stderr
     first, second = (re.fullmatch(LOST, line) for line in told)
-    assert first and first.group(1, 2) == ("0", "7") and int(first[3]) >= 5
-    assert second and second.group(1, 2) == ("0", "6") and int(second[3]) > int(first[3])
-    starts = [{"after_round": int(after), "ranks": n} for after, n in ((0, 7), (first[3], 7), (second[3], 6))]
+    assert first and first.group(1, 2) == ("0", "4") and int(first[3]) >= 5
+    assert second and second.group(1, 2) == ("0", "3") and int(second[3]) > int(first[3])
+    starts = [{"after_round": int(after), "ranks": n} for after, n in ((0, 4), (first[3], 4), (second[3], 3))]
     is_undisturbed(out, undisturbed, starts)
 
 
