@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import plain
 import pytest
+import ready
 from plain import here
 from running import REPOSITORY, end, one_line, ranks_of, result, start, wait_for
+from test_killed_rank import nothing_left
 
 from amn_mpi import checkpoint, cli, resume
 from amn_mpi.checkpoint import Reader
@@ -38,7 +40,7 @@ BASELINES = ("--baselines", "local,fedavg_ft")
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {"AMN_CACHE": tmp_path_factory.mktemp("cache")}
+    return {"AMN_CACHE": tmp_path_factory.mktemp("resume") / "cache"}
 
 
 @pytest.fixture(autouse=True)
@@ -148,10 +150,12 @@ def test_minutes_decide_as_well(tmp_path: Path) -> None:
 # ---- stopped
 
 
-def test_stopped_on_5_3_and_2_ranks_and_finished_on_1(unbroken: Path, tmp_path: Path) -> None:
+def test_stopped_on_4_3_and_2_ranks_and_finished_on_1(
+    unbroken: Path, tmp_path: Path, cache: dict[str, Path]
+) -> None:
     """On a worker, on rank 0, on the launcher, each in mid-round, with each of the three signals."""
     out, lines, left_on = tmp_path / "out", 2, []
-    for ranks, whom, number in ((5, 3, signal.SIGUSR1), (3, 0, signal.SIGTERM), (2, -1, signal.SIGINT)):
+    for ranks, whom, number in ((4, 3, signal.SIGUSR1), (3, 0, signal.SIGTERM), (2, -1, signal.SIGINT)):
         process = slow(*AUTO, "--checkpoint.every", 0, "--out", out, ranks=ranks, TRAIN=0.15)
         wait_for(out / "metrics.jsonl", lines, process)
         time.sleep(0.1)
@@ -161,13 +165,14 @@ def test_stopped_on_5_3_and_2_ranks_and_finished_on_1(unbroken: Path, tmp_path: 
         has(line, f"--resume auto goes on from {out}/checkpoints/round-0000")
         assert not (out / "result.json").exists()
         is_tidy(out)
+        nothing_left(cache["AMN_CACHE"].parent, 2.0)
         left_on.append({"after_round": done, "ranks": ranks})
         lines = done + 2
     assert done < ROUNDS
     here(*AUTO, *BASELINES, "--out", out)
     assert account(out) == account(unbroken)
     starts = result(out)["starts"]
-    assert [each["ranks"] for each in starts] == [5, 3, 2, 1]
+    assert [each["ranks"] for each in starts] == [4, 3, 2, 1]
     assert [each["after_round"] for each in starts] == [0, *(each["after_round"] for each in left_on)]
     is_tidy(out)
 
@@ -649,7 +654,7 @@ MATRIX = """
 seeds: [0]
 keys:
   rounds: 30
-  data: {clients: 4, train_per_client: 16, test_per_client: 8, concept: none}
+  data: {clients: 4, train_per_client: 16, test_per_client: 8, concept: none, cache: CACHE}
   model: {name: linear}
   local: {steps: 2}
 scenarios: {iid: {data: {labels: iid}}}
@@ -658,17 +663,11 @@ methods: {fedavg: {}, ditto: {}}
 """
 
 
-def compare(*args: object, ranks: int = 0) -> subprocess.Popen[str]:
-    env = {"AMN_CACHE": os.environ["AMN_CACHE"]}
-    return start("amn_mpi.compare", *args, ranks=ranks, script="-m", env=env)
-
-
 def test_a_cell_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     """In the second of two cells, on three ranks and then on one; the table is that of an unbroken one."""
-    (tmp_path / "my.yaml").write_text(MATRIX)
+    (tmp_path / "my.yaml").write_text(MATRIX.replace("CACHE", str(tmp_path / "cache")))
     what = (tmp_path / "my.yaml", "--rounds", 600)
-    once = compare(*what, "--out", tmp_path / "once")
-    twice = compare(*what, "--out", tmp_path / "twice", ranks=3)
+    twice = start("amn_mpi.compare", *what, "--out", tmp_path / "twice", ranks=3, script="-m")
     first, second = (tmp_path / "twice" / "iid" / name / "seed0" for name in ("fedavg", "ditto"))
     wait_for(second / "metrics.jsonl", 20, twice)
     twice.terminate()
@@ -677,9 +676,9 @@ def test_a_cell_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     has(one_line(stopped.stderr), "stopped by SIGTERM; after round ", " of 600")
     assert (first / "result.json").exists() and not (second / "result.json").exists()
     assert len(checkpoints(second)) == 1 and not (first / "checkpoints").exists()
-    assert end(once, 60).returncode == 0
-    again = end(compare(*what, "--out", tmp_path / "twice"), 60)
-    assert (again.returncode, again.stderr) == (0, "")
+    for out in ("once", "twice"):
+        done = ready.compare(*what, "--out", tmp_path / out, ranks=1)
+        assert (done.returncode, done.stderr) == (0, "")
     starts = result(second)["starts"]
     assert [each["ranks"] for each in starts] == [3, 1] and 20 <= starts[1]["after_round"] < 600
     assert list(tmp_path.glob("*/iid/*/seed0/checkpoints")) == []
