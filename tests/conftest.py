@@ -6,25 +6,29 @@ them idle.
 
 from __future__ import annotations
 
-import pytest
-import ready
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the program's own; two workers with two threads each wait
+
+import pytest  # noqa: E402
+import ready  # noqa: E402
 
 # Files with several ranks or long training, the longest first; the others are pure and short.
 LONG = (
     "test_slurm",
-    "test_memory",
     "test_resume",
-    "test_every_method",
-    "test_compare",
-    "test_killed_rank",
-    "test_survive",
     "test_docs",
-    "test_fashion_mnist",
-    "test_sharded",
-    "test_mpi_runs",
     "test_bad_input",
-    "test_torture",
+    "test_memory",
+    "test_compare",
+    "test_every_method",
+    "test_survive",
     "test_end",
+    "test_killed_rank",
+    "test_fashion_mnist",
+    "test_torture",
+    "test_mpi_runs",
+    "test_sharded",
     "test_two_hosts",
     "test_amn",
     "test_ranks_more",

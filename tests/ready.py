@@ -32,6 +32,11 @@ def run_each(
     return call(SCRIPTS / "many.py", path, ranks=ranks, timeout=timeout, env={"AMN_CACHE": folder / "cache"})
 
 
+def compare(*words: object, ranks: int) -> subprocess.CompletedProcess[str]:
+    """A comparison on ranks that stand ready."""
+    return call(SCRIPTS / "comparison.py", *words, ranks=ranks, timeout=120)
+
+
 def call(
     script: Path, *argv: object, ranks: int, timeout: float, env: Mapping[str, object] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -51,6 +56,7 @@ class Ranks:
     """So many ranks under one launcher, and what they have printed so far."""
 
     def __init__(self, count: int) -> None:
+        assert count, "a run without a launcher is not for these"
         self.count, self.jobs = count, 0
         self.folder = Path(tempfile.mkdtemp(prefix="amn-ready-"))
         self.streams = [self.folder / name for name in ("stdout", "stderr")]

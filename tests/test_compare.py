@@ -12,6 +12,7 @@ from subprocess import CompletedProcess, Popen
 
 import plain
 import pytest
+import ready
 import yaml
 from running import end, one_line, result, start, wait_for
 
@@ -85,13 +86,16 @@ def has(line: str, *words: object) -> None:
 
 
 class Done:
-    """One comparison, run on 1 and on 3 ranks."""
+    """One comparison, run on 1 and on 3 ranks, which a user starts or which stand ready."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, started: bool) -> None:
         self.file = write(folder, MATRIX)
         self.out = {ranks: folder / f"on{ranks}" for ranks in (1, 3)}
-        processes = {n: begin(self.file, "--out", out, ranks=n * (n > 1)) for n, out in self.out.items()}
-        self.said = {ranks: end(process, 60) for ranks, process in processes.items()}
+        if started:
+            processes = {n: begin(self.file, "--out", out, ranks=n * (n > 1)) for n, out in self.out.items()}
+            self.said = {ranks: end(process, 60) for ranks, process in processes.items()}
+        else:
+            self.said = {n: ready.compare(self.file, "--out", out, ranks=n) for n, out in self.out.items()}
 
     def copy(self, folder: Path, ranks: int = 1) -> Path:
         """A finished comparison that a test may spoil."""
@@ -101,7 +105,7 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    return Done(tmp_path_factory.mktemp("done"))
+    return Done(tmp_path_factory.mktemp("done"), started=True)
 
 
 def plan(*args: object) -> compare.Plan:

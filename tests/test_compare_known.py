@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ready
 import yaml
 from running import end, one_line, result
 from test_compare import CELLS, MATRIX, TUNING, Done, begin, command, has, plan, refused, scores, write
@@ -42,7 +43,8 @@ APART = {
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """On 1 and on 3 ranks; ``kept1.csv`` and ``kept3.csv`` beside are what stays of them."""
-    found = Done(tmp_path_factory.mktemp("kept"))
+    found = Done(tmp_path_factory.mktemp("kept"), started=False)
+    assert all((said.returncode, said.stderr) == (0, "") for said in found.said.values())
     for ranks, out in found.out.items():
         shutil.copy(out / "scores.csv", table(found, ranks))
     return found
@@ -82,13 +84,10 @@ def test_nothing_is_trained_and_the_tables_are_the_same(done: Done, tmp_path: Pa
 
 def test_only_cells_with_a_changed_key_are_trained(done: Done, tmp_path: Path) -> None:
     file = write(tmp_path, MATRIX.replace("momentum: 0.5", "momentum: 0.25"))
-    processes = {
-        ranks: begin(file, "--known", table(done), "--out", tmp_path / f"on{ranks}", ranks=ranks)
-        for ranks in (1, 3)
-    }
     changed = [name for name in CELLS if "fedavg_ft" in name]
-    for ranks, process in processes.items():
-        out, said = tmp_path / f"on{ranks}", end(process, 60)
+    for ranks in (1, 3):
+        out = tmp_path / f"on{ranks}"
+        said = ready.compare(file, "--known", table(done), "--out", out, ranks=ranks)
         assert said.returncode == 0
         has(said.stdout, f"12 runs, 8 known from {table(done)}, 4 to do", f"[4/4] {changed[-1]}")
         has(

@@ -15,7 +15,8 @@ import numpy as np
 import plain
 import pytest
 import torch
-from running import result, run
+from ready import run_each
+from running import result
 
 from amn_mpi import rng, rounds, session, turns
 from amn_mpi.clock import Clock
@@ -268,7 +269,7 @@ def test_the_same_bits_on_1_and_3_ranks(tmp_path: Path, capsys: pytest.CaptureFi
             plain.here(*words, "--out", out)
             said, warned = capsys.readouterr()
         else:
-            done = run(*words, "--out", out, ranks=ranks)
+            done = run_each([[*words, "--out", out]], tmp_path, ranks)
             said, warned = done.stdout, done.stderr
             assert done.returncode == 0, warned
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

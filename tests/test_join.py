@@ -14,7 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from running import REPOSITORY, environment, launcher, one_line, options, result, run
+from ready import SCRIPTS, call
+from running import environment, launcher, one_line, options, result
 
 from amn_mpi import checkpoint, config, data, health, inspect, join, report, trained
 from amn_mpi.data import Federation
@@ -55,11 +56,11 @@ def export(folder: Path, federation: Federation) -> None:
 
 
 def launch(folder: Path, lines: list[list[object]], ranks: int) -> str:
-    """Standard output of ``scripts/joins.py``."""
+    """Standard output of ``scripts/joins.py``, on ranks that stand ready."""
     path = folder / "lines.json"
     path.write_text(json.dumps([list(map(str, line)) for line in lines]))
-    script = REPOSITORY / "tests" / "scripts" / "joins.py"
-    done = run(path, ranks=ranks, script=script, env={"AMN_CACHE": folder / "cache"}, timeout=120)
+    env = {"AMN_CACHE": folder / "cache"}
+    done = call(SCRIPTS / "joins.py", path, ranks=ranks, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -91,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     far = {"x": np.zeros((4, 2), np.float32), "y": np.arange(4) % 2, "x_test": np.ones((1, 2), np.float32)}
     np.savez(folder / "numbers.npz", x=generator(0, "test").random((40, 2)), y=np.arange(40) % 2)
     np.savez(folder / "far.npz", **{**far, "x": far["x"] + 1e30, "y_test": np.array([1])})
-    launch(folder, run_lines(folder), 0)
+    launch(folder, run_lines(folder), 1)
     return folder
 
 
@@ -149,7 +150,7 @@ def joined(folder: Path) -> str:
             ["join", folder / "changed", "--data", late],
             ["join", folder / "numbers", "--data", folder / "far.npz", "--out", folder / "far"],
         ],
-        0,
+        1,
     )
     assert state(folder / "run") == before, "the run's files were touched"
     return shown
@@ -238,18 +239,18 @@ def test_on_several_ranks_and_from_sharded_models(folder: Path, joined: str) -> 
     launch(
         folder,
         [
-            ["join", folder / "run", *late, "--out", folder / "four"],
+            ["join", folder / "run", *late, "--out", folder / "five"],
             ["main", *options(**SMALL, server="sharded", out=folder / "sharded")],
             ["join", folder / "sharded", *late, "--out", folder / "columns"],
         ],
-        4,
+        5,
     )
-    for name in ("four", "columns"):
+    for name in ("five", "columns"):
         assert np.array_equal(models(folder / name / "models.h5"), models(folder / "amn" / "models.h5"))
         assert result(folder / name)["newcomers"] == result(folder / "amn")["newcomers"]
         left = result(folder / name)["left"]
         assert set(left) == {"parameters", "counts"}  # first models, and those that are kept
-        assert left["parameters"] == 2 * models(folder / "four" / "models.h5").nbytes
+        assert left["parameters"] == 2 * models(folder / "five" / "models.h5").nbytes
     assert not list((folder / "cache").glob("newcomers*"))
 
 

@@ -119,7 +119,9 @@ def test_resulting_files(tmp_path: Path) -> None:
     from amn_mpi.config import Data
 
     args = ("--rounds", 7, "--local.epochs", 1, "--method.name", "amn", "--evaluate.every", 3)
-    found = finished(tmp_path / "run", *args, ranks=3)
+    done = run_each([["--out", tmp_path / "run", "--progress", "off", *args]], tmp_path, ranks=3)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = result(tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == list(range(1, 8))
     assert [row["round"] for row in rows if "mean_accuracy" in row] == [3, 4, 5, 6, 7]

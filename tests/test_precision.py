@@ -315,7 +315,7 @@ def test_all_ranks_take_torch_where_one_has_no_compiled_bf16(tmp_path: Path) -> 
 def test_ranks_change_no_bit_of_the_compiled_engine(images: Path, tmp_path: Path) -> None:
     keys = ("--data.name", images / "images.npz", "--data.cache", images, "--model.name", "lenet5")
     plain.here(*COMMON, *keys, "--out", tmp_path / "1")
-    done = run(*COMMON, *keys, "--out", tmp_path / "3", ranks=3)
+    done = run_each([[*COMMON, *keys, "--out", tmp_path / "3"]], tmp_path, ranks=3)
     assert (done.returncode, done.stderr) == (0, "")
     one, three = (result(tmp_path / name) for name in ("1", "3"))
     assert one["models_sha256"] == three["models_sha256"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import end, environment, result, start
+import ready
+from running import environment, result
 from test_report import Page
 
 from amn_mpi import asked, compare
@@ -50,7 +51,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     (folder / "my.yaml").write_text(MATRIX.replace("CACHE", str(folder / "cache")))
     words = [folder / "my.yaml", "--out", folder / "out", "--logging.report", "true"]
-    said = end(start("amn_mpi.compare", *words, ranks=3, script="-m"), 60)
+    said = ready.compare(*words, ranks=3)
     assert (said.returncode, said.stderr) == (0, "")
     assert f"report in {folder / 'out' / 'report.html'}" in said.stdout
     return folder

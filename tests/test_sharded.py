@@ -11,9 +11,9 @@ from typing import Any
 import plain
 import pytest
 import torch
-from ready import SCRIPTS, call
+from ready import SCRIPTS, call, run_each
 from running import end as ended
-from running import one_line, options, ranks_of, result, run, start, wait_for
+from running import one_line, options, ranks_of, result, start, wait_for
 
 from amn_mpi import budget, methods, rounds
 from amn_mpi.checkpoint import Reader, file_name
@@ -89,7 +89,7 @@ def test_stopped_in_mid_round_and_gone_on_elsewhere(tmp_path: Path) -> None:
     stopped = ended(process, 30)
     assert stopped.returncode == 75 and "stopped by SIGTERM" in one_line(stopped.stderr)
     assert not (out / "result.json").exists()
-    done = run(*sharded, "--resume", "auto", ranks=5)
+    done = run_each([[*sharded, "--resume", "auto"]], tmp_path, ranks=5)
     assert done.returncode == 0, done.stderr
     same = ("models_sha256", "per_client", "mean_last5")
     assert [result(out)[k] for k in same] == [result(unbroken)[k] for k in same]

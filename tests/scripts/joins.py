@@ -1,4 +1,4 @@
-"""Runs, newcomers of theirs and newcomers from checkpoints, one after another in one start of the ranks.
+"""Runs, newcomers of theirs and newcomers from checkpoints, one after another.
 
 Argument: a JSON file with lines [what, word, ...]: ``main`` and ``join`` with their words; ``edit``, a
 checkpoint, the folder for a copy, and JSON of what the copy says otherwise (null: nothing).
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,15 +37,22 @@ def edit(source: str, folder: str, changes: str) -> None:
 
 
 def each(comm: Communicator, argv: Sequence[str]) -> None:
-    folder = Path(argv[0]).parent
+    try:
+        do(comm, Path(argv[0]))
+    finally:
+        newcomers.attend = ATTEND
+
+
+def do(comm: Communicator, lines: Path) -> None:
+    """A refusal is printed where there is one rank."""
 
     def attend(desk: newcomers.Desk) -> newcomers.Served:
         found = ATTEND(dataclasses.replace(desk, keep=True))
         if comm.is_server and not found.refused:
-            np.save(folder / f"{desk.method.options.name}.npy", found.models)
+            np.save(lines.parent / f"{desk.method.options.name}.npy", found.models)
         return found
 
-    for what, *words in json.loads(Path(argv[0]).read_text()):
+    for what, *words in json.loads(lines.read_text()):
         try:
             if what == "main":
                 newcomers.attend = attend
@@ -54,13 +60,11 @@ def each(comm: Communicator, argv: Sequence[str]) -> None:
             elif what == "join":
                 newcomers.attend = ATTEND
                 join.work(comm, words)
-                comm.widen()
             elif comm.is_server:
                 edit(*words)
+            comm.meet()
+            comm.widen()
         except UserError as error:
             if comm.size > 1:
                 raise
             print(f"refused {error.status}: {error}", flush=True)
-
-
-main.main(sys.argv[1:], each)

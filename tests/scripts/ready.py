@@ -31,6 +31,7 @@ def serve(comm: Communicator, argv: Sequence[str]) -> None:
         with mock.patch.dict(os.environ, job["env"]):
             runpy.run_path(job["script"])["each"](comm, job["argv"])
         comm.meet()
+        comm.widen()
         for stream in (sys.stdout, sys.stderr):
             stream.write(f"ended {number}\n")  # in one piece, where print might write two
             stream.flush()
