@@ -162,7 +162,7 @@ class Lesson:
     Attributes:
         slope: (L,), derivative of the pooled loss by omega, were all gates open.
         gain: (L,), nats of pooled held-out loss that listening to neighbours saves in each layer.
-        noise: (L,), its standard error over the cohort's clients; infinite for fewer than two.
+        noise: (L,), its standard error over the clients that say something; infinite for fewer than two.
     """
 
     slope: torch.Tensor
@@ -182,7 +182,8 @@ def lesson(
 
     Args:
         attention, common: (n, N), with which the hybrids were made. similarity: (L, n, N).
-        inner: (L, n, N), the products g_i^l . theta_j^l. weights: (n,), of the clients, sum to 1.
+        inner: (L, n, N), the products g_i^l . theta_j^l. weights: (n,), of the clients, sum to 1,
+            0 of those that say nothing.
     """
     heard = attention.any(1)
     whole = inner.sum(0)
@@ -190,7 +191,7 @@ def lesson(
     slope = tau * torch.einsum("i,ij,mij->m", weights, by_logit, similarity)
     saved = ((common - attention) * inner).sum(2) * heard
     gain = saved @ weights
-    n = len(weights)
+    n = int(weights.count_nonzero())
     spread = ((saved - gain[:, None]).square() @ weights.square()).sqrt()
     noise = spread * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(gain, torch.inf)
     return Lesson(slope, gain, noise)

@@ -239,6 +239,12 @@ def mixing(meta: Meta, tau: float, s: Array, samples: Array, seen: Array, i: int
     return b[:, None] * a + (1 - b)[:, None] * c
 
 
+def judging(samples: Array, clients: Any) -> Array:
+    """p_i of the clients that hold samples out: a single one is trained on."""
+    some = [samples[i] if samples[i] > 1 else 0.0 for i in clients]
+    return np.array(some) / sum(some)
+
+
 @dataclass
 class Lesson:
     """q, G and N of the meta step, (L,) each."""
@@ -252,9 +258,9 @@ def lesson(
     omega: Array, tau: float, s: Array, samples: Array, seen: Array, clients: Any, inner: Array
 ) -> Lesson:
     """``inner`` (L, n, N) holds h_ij^l = g_i^l . theta_j^l of the cohort ``clients``."""
-    layers, n = len(inner), len(clients)
-    p = samples[clients] / sum(samples[i] for i in clients)
-    slope, each = np.zeros(layers), np.zeros((n, layers))
+    layers, p = len(inner), judging(samples, clients)
+    n = sum(p > 0)
+    slope, each = np.zeros(layers), np.zeros((len(clients), layers))
     for r, i in enumerate(clients):
         a, c = attention(omega, tau, s, i, seen), common(samples, seen, i)
         if not a.any():
@@ -264,11 +270,11 @@ def lesson(
         for layer in range(layers):
             slope[layer] += tau * p[r] * sum(a[j] * (whole[j] - mean) * s[layer, i, j] for j in range(len(a)))
             each[r, layer] = sum((c[j] - a[j]) * inner[layer, r, j] for j in range(len(a)))
-    gain = np.array([sum(p[r] * each[r, layer] for r in range(n)) for layer in range(layers)])
+    gain = np.array([sum(p[r] * each[r, layer] for r in range(len(p))) for layer in range(layers)])
     noise = np.full(layers, np.inf)
     for layer in range(layers):
         if n > 1:
-            away = sum(p[r] ** 2 * (each[r, layer] - gain[layer]) ** 2 for r in range(n))
+            away = sum(p[r] ** 2 * (each[r, layer] - gain[layer]) ** 2 for r in range(len(p)))
             noise[layer] = np.sqrt(n / (n - 1) * away)
     return Lesson(slope, gain, noise)
 
@@ -330,7 +336,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
     smooth, rho = np.array([np.inf] * 4 + [0.0]), 1.0
     for t in range(1, rounds + 1):
         cohort, learning = members(config, t, n), t <= o.meta_rounds
-        p = samples[cohort] / samples[cohort].sum()
+        p = judging(samples, cohort)
         s = cosines(sketches, seen) if seen.any() else np.zeros((layers, n, n))
         down = {}
         for i in cohort:
@@ -346,7 +352,9 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
             h = held[i] if learning else 0
             draw = rng.generator(config.seed, "shuffle", t, int(i))
             new[i] = sgd(mlp, down[i] + own[i], xs[i][h:], ys[i][h:], config.local, draw) - own[i]
-            if learning:
+            if learning and not h:
+                inner.append([np.zeros(n)] * layers)  # says nothing
+            elif learning:
                 part = (xs[i][:h], ys[i][:h], o.soften, own[i][-CLASSES:])
                 g = mlp(new[i], *part)[1]
                 right = [mlp(r * new[i] + (1 - r) * down[i] + own[i], *part[:2])[2] for r in RHO]

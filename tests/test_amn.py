@@ -370,6 +370,18 @@ def test_clients_of_a_single_sample(tmp_path: Path) -> None:
     assert run.server["rho"] == 1, "nothing was held out, so no blend has been tried"
 
 
+def test_a_single_sample_beside_others_equals_numpy(tmp_path: Path) -> None:
+    """Such a client listens, trains and is listened to, but has no say in what is learnt."""
+    data = {"sigma": 1.6, "train_per_client": 12, "test_per_client": 2, "min_samples": 1}
+    run = start(tmp_path, changed(common_rounds=1), data=data)
+    assert sorted(len(s.y) for s in run.samples.values())[:3] == [1, 1, 14]
+    for picture in plain.amn(run, GROUPS, plain.signs_of(run), 6):
+        plain.one_round(run)
+        here, there = shown(run), wanted(picture)
+        for name in there:
+            np.testing.assert_allclose(here[name], there[name], err_msg=name, **CLOSE)
+
+
 # ---- what it achieves, on the embedded digits
 
 

@@ -339,8 +339,15 @@ def test_gain_and_noise_by_hand() -> None:
 
 
 def test_one_client_alone_has_no_end_of_noise() -> None:
-    found = told([[3.0, 1.0]], [1.0])
-    assert found.gain.tolist() == [3.0, 1.0] and found.noise.tolist() == [math.inf, math.inf]
+    """Nor has one beside others that say nothing."""
+    for found in (told([[3.0, 1.0]], [1.0]), told([[0.0, 0.0], [3.0, 1.0]], [0.0, 1.0])):
+        assert found.gain.tolist() == [3.0, 1.0] and found.noise.tolist() == [math.inf, math.inf]
+
+
+def test_who_says_nothing_changes_nothing() -> None:
+    two, three = told([[3.0], [1.0]], [0.5, 0.5]), told([[3.0], [0.0], [1.0]], [0.5, 0.0, 0.5])
+    for found in (two, three):
+        assert (float(found.gain), float(found.noise)) == pytest.approx((2.0, 1.0))
 
 
 # ---- what is learned of it

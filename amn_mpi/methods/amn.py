@@ -227,7 +227,9 @@ class AMN(ClassOffsets, Mixing):
 
         from amn_mpi import meta
 
-        o, samples = self.options, torch.from_numpy(self.setting.samples[cohort]).float()
+        o, samples = self.options, torch.from_numpy(self._judges(cohort)).float()
+        if not samples.any():
+            return
         similarity, allowed, common = self._views(server, cohort)
         attention = self._network(server).attention(similarity, allowed)
         found = meta.lesson(attention, similarity, common, inner, samples / samples.sum(), o.tau)
@@ -240,8 +242,7 @@ class AMN(ClassOffsets, Mixing):
         """The blend with the fewest held-out errors, pooled over clients and smoothed over rounds."""
         import torch
 
-        samples = self.setting.samples[cohort]
-        samples = np.where(samples > 1, samples, 0)  # a single one is never held out
+        samples = self._judges(cohort)
         if not samples.any():
             return
         weights, blends, known = samples / samples.sum(), server["blends"], server["known"]
@@ -251,6 +252,11 @@ class AMN(ClassOffsets, Mixing):
             blends[k] = decay * blends[k] + (1 - decay) * now
             known[k] = True
         server["rho"].fill_(RHO[int(torch.where(known, blends, torch.inf).argmin())])
+
+    def _judges(self, cohort: np.ndarray) -> np.ndarray:
+        """Samples of the cohort's clients that hold some of them out: a single one is never held out."""
+        samples = self.setting.samples[cohort]
+        return np.where(samples > 1, samples, 0)
 
     def _figures(self, server: State) -> dict[str, Any]:
         network = self._network(server)
