@@ -307,18 +307,25 @@ class AMN(ClassOffsets, Mixing):
         room[self._scores] /= soften
         gradient.copy_(engine.gradient(self.shifted(room, offset, room=room), x, y))
         gradient[self._scores] /= soften
-        self._across(gradient, model)
+        self._across(gradient, model, room)
         found = []
         for rho in (1.0, *(RHO[k] for k in tried(client.round))):
             torch.lerp(hybrid, model, rho, out=room)
             found.append(1 - engine.correct(self.shifted(room, offset, room=room), x, y) / held)
         return found
 
-    def _across(self, gradient: torch.Tensor, model: torch.Tensor) -> None:
-        """In place, layer by layer: without the part along the model, which would only scale the layer."""
+    def _across(self, gradient: torch.Tensor, model: torch.Tensor, room: torch.Tensor) -> None:
+        """In place, layer by layer: without the part along the model, which would only scale the layer.
+
+        No dot products: MKL's round by where a vector lies, so by how many clients are on the rank.
+        """
+        import torch
+
         for group in self.setting.layout.groups:
-            part, own = gradient[group.start : group.stop], model[group.start : group.stop]
-            part.addcmul_(own, part @ own / (own @ own).clamp_min(1e-30), value=-1)
+            part, own, free = (vector[group.start : group.stop] for vector in (gradient, model, room))
+            along = torch.mul(part, own, out=free).sum()
+            length = torch.mul(own, own, out=free).sum()
+            part.addcmul_(own, along / length.clamp_min(1e-30), value=-1)
 
     @cached_property
     def _scores(self) -> slice:
