@@ -34,7 +34,8 @@ def each(comm: Communicator, argv: Sequence[str]) -> None:
     fed = comm.share(data.prepare(config.data, config.seed) if comm.is_server else None)
     unbroken, resumed = {}, {}
     for bn in (False, True):
-        base = dataclasses.replace(config, model=Model("mlp_bn", hidden=config.model.hidden)) if bn else config
+        model = Model("mlp_bn", hidden=config.model.hidden) if bn else config.model
+        base = dataclasses.replace(config, model=model)
         ready = Session(base, comm, fed)
         ready.meet()
         for key, options in every(bn):
