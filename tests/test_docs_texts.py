@@ -35,6 +35,25 @@ def test_the_sizes_are_those_of_the_forecast() -> None:
         assert f"| {clients} | {parameters} | {told[2]} | {told[3]} |" in TEXTS["docs/wire.md"]
 
 
+def tables(text: str) -> list[list[list[str]]]:
+    """Cells of each table, its head first and the line below it left out."""
+    found = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
+    rows = [[line.strip("|").split("|") for line in table.splitlines()] for table in found]
+    return [[[cell.strip() for cell in row] for row in [table[0], *table[2:]]] for table in rows]
+
+
+def test_the_tables_of_methods_are_those_of_the_kept_results() -> None:
+    """README.md has some rows and columns of it, and the anchor beside it is of other runs."""
+    kept = tables((REPOSITORY / "docs" / "results" / "quick.md").read_text())[0]
+    shown = [table for table in tables(TEXTS["docs/comparing.md"]) if table[0][0] == "method"]
+    assert shown[0] == kept and len(kept) == 21
+    assert shown[1][0][1:] == ["5", "10", "15", "20", "25", "30", "35", "40", "best"]
+    (short,) = [table for table in tables(TEXTS["README.md"]) if table[0][0] == "method"]
+    columns = [kept[0].index(name.removesuffix(" of seven")) for name in short[0]]
+    rows = {row[0]: [row[k] for k in columns] for row in kept[1:]}
+    assert len(short) == 8 and all(row == rows[row[0]] for row in short[1:])
+
+
 def slug(heading: str) -> str:
     """A heading's anchor, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
