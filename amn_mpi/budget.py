@@ -155,7 +155,7 @@ def _worker(config: Config, fed: Federation, method: Method, placement: Placemen
     copied = group if group > 1 else 0  # samples, one after another for the batches
     vector = method.part.size * FLOAT
     down = {"none": 0.0, "broadcast": 1.0, "rows": share}[wire.down] * wire.received * vector
-    up = {"none": 0.0, "mean": FIXED / FLOAT, "rows": share}[wire.up] * wire.returned * vector
+    up = {"none": 0.0, "mean": FIXED / FLOAT, "rows": share}[wire.up] * _returned(config, method) * vector
     # Every turn also returns its seconds.
     up += share * (8 * (1 + len(wire.figures)) + FLOAT * method.features)
     tests = own * len(method.models) * 8 * _evaluations(config)
@@ -178,7 +178,7 @@ def _together(config: Config, fed: Federation, layout: ParameterLayout) -> int:
 def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need], alone: bool) -> list[Need]:
     """All ranks of a sharded server, given what the owners need for their clients."""
     clients, size, returned = method.setting.clients, method.setting.layout.size, method.wire.returned
-    owners, rounds = len(workers), config.rounds
+    owners, rounds, given = len(workers), config.rounds, _returned(config, method)
     weights = method.matrices * cohort * clients
     measured = cohort * sum(method.numbers(t) for t in range(1, rounds + 1))  # a block, in all rounds
     steps = [method.blocks[k : k + owners] for k in range(0, len(method.blocks), owners)]
@@ -192,16 +192,22 @@ def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need]
         floats += (clients + method.from_start) * held + weights
         # Its own columns stay, those of the other clients' rows come, and as many hybrids go.
         down = rounds * ((cohort - own) * returned * held - own * held + weights)
-        up = rounds * ((cohort - own) * held - own * returned * held) + len(blocks) * measured
+        up = rounds * ((cohort - own) * held - own * given * held) + len(blocks) * measured
         found.append(_more(need, floats, down, up, rounds))
     apart = method.apart_rows(cohort) * size + _features(method, cohort) / FLOAT
     if alone:
         return [Need(workers[0].clients, workers[0].data, found[0].vectors + int(FLOAT * apart))]
-    rows = FLOAT * cohort * returned * size  # what comes to rank 0 where the models lie there
+    rows = FLOAT * cohort * given * size  # what comes to rank 0 where the models lie there
     figures, figures_run = (sum(getattr(need, name) for need in workers) for name in ("up", "up_run"))
-    server = Need(0, 0, FLOAT * (3 + owners) * size, up=figures - rows, up_run=figures_run - rounds * rows)
+    up, up_run = round(figures - rows), round(figures_run - rounds * rows)
+    server = Need(0, 0, FLOAT * (3 + owners) * size, up=up, up_run=up_run)
     down, up = rounds * weights * owners, len(method.blocks) * measured
     return [_more(server, apart, down, up, rounds), *found]
+
+
+def _returned(config: Config, method: Method) -> float:
+    """Vectors that a client returns in a round that it takes part in, the mean over rounds."""
+    return sum(method.returned(t) for t in range(1, config.rounds + 1)) / config.rounds
 
 
 def _more(need: Need, floats: float, down: float, up: float, rounds: int) -> Need:

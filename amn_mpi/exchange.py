@@ -13,6 +13,7 @@ import torch
 
 from amn_mpi import fixed
 from amn_mpi.comm import Communicator
+from amn_mpi.errors import Misdeclared
 from amn_mpi.fixed import BOUND
 from amn_mpi.heap import zeros
 from amn_mpi.left import COUNTS, SECONDS, Left
@@ -39,6 +40,8 @@ class Exchange:
 
     Attributes:
         left: what this rank's clients have sent.
+        up: (members of the cohort, or those of a group, returned, S): what this rank's clients return, in
+            the round that ``down`` was last asked for.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Exchange:
         self.up = zeros(own if wire.up == "rows" else min(own, at_once), wire.returned, size)
         gathers = serves and comm.size > 1 and wire.up == "rows"
         self._gathered = zeros(cohort_size if gathers else 0, wire.returned, size)
+        self._most_up, self._most_gathered = self.up, self._gathered
         self._newest: tuple[int, int] = (-1, 0)
         self._got = self._down[:0]
 
@@ -81,6 +85,7 @@ class Exchange:
             cohort, or (0, received, S) where nothing goes down.
         """
         wire, comm = self.method.wire, self.comm
+        self._open(self.method.returned(round))
         asked = (round, 0 if wire.down == "broadcast" else len(cohort))
         if wire.down == "none" or asked == self._newest:
             return self._got
@@ -93,6 +98,25 @@ class Exchange:
         else:
             self._got = self._scatter(round, cohort, server)
         return self._got
+
+    def _open(self, returned: int) -> None:
+        """Rows of so many vectors lie one behind the other in the buffers, as they are sent.
+
+        Raises:
+            Misdeclared: the method's ``returned`` is not what its ``wire`` allows.
+        """
+        most = self.method.wire.returned
+        if returned == most == self.up.shape[1]:
+            return
+        if not 1 <= returned <= most or (returned < most and self.method.wire.up != "rows"):
+            raise Misdeclared(
+                f"{type(self.method).__name__}.returned gave {returned}; valid is {most} (wire.returned), or "
+                'from 1 on where wire.up is "rows"'
+            )
+        self.up, self._gathered = (
+            buffer.view(-1)[: len(buffer) * returned * buffer.shape[2]].view(-1, returned, buffer.shape[2])
+            for buffer in (self._most_up, self._most_gathered)
+        )
 
     def renew(self, round: int, everyone: np.ndarray, server: State) -> torch.Tensor:
         """What the server would send to all clients in ``round``, where evaluation needs it."""
@@ -151,7 +175,7 @@ class Exchange:
         if wire.up == "rows" and self.shards is None:
             own, whole = self.up[: len(updates)].numpy(), self._gathered[: len(cohort)].numpy()
             into = whole if comm.is_server and comm.size > 1 else None
-            self.left.add(own.nbytes, *wire.kinds)
+            self.left.add(own.nbytes, *wire.kinds[: own.shape[1]])
             rows = torch.from_numpy(comm.gather_rows(own, counts, into))
         elif self._sum is not None:
             self.left.add(self._sum.nbytes, *wire.kinds)

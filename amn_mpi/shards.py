@@ -141,7 +141,7 @@ class Shards:
         up: torch.Tensor,
     ) -> np.ndarray | None:
         """One step of ``aggregate``: what is measured on this rank's block, before its models change."""
-        rows = self._columns_of(up, cohort, step, held, self._method.wire.kinds)
+        rows = self._columns_of(up, cohort, step, held, self._method.wire.kinds[: up.shape[1]])
         if held is None:
             return None
         members = cohort[good]

@@ -51,16 +51,16 @@ def test_amn_on_three_ranks() -> None:
     server, *workers = needs(3, settings("amn"))
     # 2 clients x 25 samples x (4 floats + a label). 4 + 2 x (1 received + 2 returned + 2 kept) vectors,
     # a byte for each sign, two sketches of 512 for each client. Up: 2 clients x (2 vectors + 3 losses +
-    # seconds + sketch); 7 evaluations of 3 models, 2 models.
-    vectors, up = 14 * 40 + 10 + 2 * 2 * 4 * 512, 160 + 64 + 2 * 4 * 512
+    # seconds + sketch), the second vector in the last two of 7 rounds; 7 evaluations of 3 models, 2 models.
+    vectors, told, run = 14 * 40 + 10 + 2 * 2 * 4 * 512, 64 + 2 * 4 * 512, 9 * 2 * 40
     expected = budget.Need(
-        clients=2, data=1200, vectors=vectors, down=80, up=up, down_run=560,
-        up_run=7 * up + 7 * 2 * 3 * 8 + 80,
+        clients=2, data=1200, vectors=vectors, down=80, up=round(told + run / 7), down_run=560,
+        up_run=run + 7 * told + 7 * 2 * 3 * 8 + 80,
     )  # fmt: skip
     assert workers == [expected, expected]
     # 3 + 2 owners, 4 down, 8 gathered; what the steps take.
     floats = (3 + 2 + 4 + 8) * 10 + 2 * SKETCHES + MODELS + BLOCK + AMN
-    assert server == budget.Need(0, 0, floats * 4, 160, 2 * up, 1120, 2 * expected.up_run)
+    assert server == budget.Need(0, 0, floats * 4, 160, 2 * expected.up, 1120, 2 * expected.up_run)
     assert workers[0].memory == budget.BASE + 1200 + vectors
 
 
@@ -90,12 +90,12 @@ def test_sharded_amn_on_three_ranks() -> None:
     assert holder.vectors == before[1].vectors + 4 * (4 * 10 + beside)
     assert other.vectors == before[2].vectors + 4 * beside
     assert server.vectors == 4 * ((3 + 2) * 10 + 2 * SKETCHES + AMN)
-    # The holder gets the other's 2 x 2 rows and gives it 2 hybrids; the other one does the reverse.
+    # The holder gets the other's 2 rows, 2 x 2 in two rounds, gives it 2 hybrids; the other one does the reverse.
     assert holder.down_run == 7 * 4 * (4 * 10 + weights)
     assert other.down_run == 7 * 4 * (2 * 10 + weights)
-    told = before[1].up_run - 7 * 160
+    told = before[1].up_run - 9 * 80
     assert holder.up_run == told + 4 * (7 * 2 * 10 + measured)
-    assert other.up_run == told + 4 * 7 * 4 * 10
+    assert other.up_run == told + 4 * 9 * 2 * 10
     assert (server.down_run, server.up_run) == (7 * 4 * 2 * weights, 2 * told + 4 * measured)
     assert (server.down, server.up) == (4 * 2 * weights, 2 * 64 + 4 * SKETCHES + round(4 * measured / 7))
 
@@ -137,7 +137,8 @@ def test_momentum_takes_a_vector_more() -> None:
 def test_half_a_cohort_halves_the_traffic() -> None:
     found = needs(3, settings("amn", cohort=0.5))
     assert [need.down for need in found] == [80, 40, 40]
-    assert [need.up for need in found] == [224 + 4096, 112 + 2048, 112 + 2048]
+    worker = 32 + 2048 + round(40 * 9 / 7)
+    assert [need.up for need in found] == [2 * worker, worker, worker]
 
 
 def test_ranks_beyond_the_clients_need_no_vectors_per_client() -> None:

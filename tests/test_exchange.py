@@ -12,6 +12,7 @@ import plain
 import pytest
 import torch
 
+from amn_mpi.errors import Misdeclared
 from amn_mpi.exchange import CUT, Exchange
 from amn_mpi.methods.base import Update, Wire
 from amn_mpi.params import Part
@@ -23,7 +24,8 @@ SIZE = 6
 
 def exchange(wire: Wire, cohort_size: int = 5, samples: np.ndarray = SAMPLES, **given) -> Exchange:
     placement = place([1] * len(samples), 1)
-    made = SimpleNamespace(wire=wire, part=Part(((2, 2 + SIZE),)), **{"features": 0, **given})
+    usual = {"features": 0, "returned": lambda round: wire.returned}
+    made = SimpleNamespace(wire=wire, part=Part(((2, 2 + SIZE),)), **{**usual, **given})
     return Exchange(plain.communicator(), placement, made, samples, cohort_size)
 
 
@@ -172,6 +174,34 @@ def test_rows_come_up_in_cohort_order_with_figures() -> None:
     arrived = made.bring_up(cohort, updates)
     assert arrived.rows[:, :, 0].tolist() == [[10, 20], [12, 22], [14, 24]]
     assert arrived.figures["a"].tolist() == [0, 2, 4] and arrived.figures["b"].tolist() == [0, -2, -4]
+
+
+def test_rounds_in_which_fewer_vectors_come_up() -> None:
+    """Two, one, two again, in rounds 1 to 3: as many lie behind one another, and count as sent by kind."""
+    wire = Wire("none", "rows", returned=2, kinds=("x", "y"))
+    made, cohort = exchange(wire, 3, returned=lambda round: 1 + (round < 3)), np.array([0, 2, 4])
+    made.left._counts = True
+    for round, many in ((1, 2), (3, 1), (2, 2)):
+        made.down(round, cohort, {})
+        for k, client in enumerate(cohort):
+            assert made.slot(k).shape == (many, SIZE) and made.slot(k).is_contiguous()
+            made.slot(k).copy_(torch.tensor([[10.0], [20.0]])[:many] + client + 100 * round)
+            made.take(int(client), k, cohort, Update())
+        left = made.left.bytes.copy()
+        arrived = made.bring_up(cohort, [Update()] * 3)
+        expected = [[start + client + 100 * round for start in (10, 20)[:many]] for client in cohort]
+        assert arrived is not None and arrived.rows.shape == (3, many, SIZE)
+        assert arrived.rows[:, :, 0].tolist() == expected and arrived.rows[:, :, -1].tolist() == expected
+        sent = made.left.bytes - left
+        assert (sent["x"], sent["y"]) == (3 * 4 * SIZE, 3 * 4 * SIZE * (many - 1))
+
+
+@pytest.mark.parametrize("up, returned, given", [("rows", 2, 3), ("rows", 2, 0), ("mean", 2, 1)])
+def test_more_vectors_than_declared_are_refused(up: str, returned: int, given: int) -> None:
+    wire = Wire("none", up, returned=returned, kinds=("x", "y"))  # type: ignore[arg-type]
+    made = exchange(wire, returned=lambda round: given)
+    with pytest.raises(Misdeclared, match=rf"returned gave {given}; valid is 2 \(wire.returned\)"):
+        made.down(1, np.arange(5), {})
 
 
 @pytest.mark.parametrize("figures", [(), ("a",)])

@@ -60,9 +60,10 @@ def tried(round: int) -> tuple[int, int]:
 
 
 class AMN(ClassOffsets, Mixing):
-    """One round: hybrids go down, each client returns its model and a held-out gradient.
+    """One round: hybrids go down, each client returns its model and, where the meta-network learns from it, a
+    held-out gradient.
 
-    The held-out gradient is taken at the adapted local model and stands for the one at the hybrid
+    That gradient is taken at the adapted local model and stands for the one at the hybrid
     (first order), so it needs no extra pass over the training samples. The errors of a blend take a forward
     pass over the held-out samples, so every round tries two beside the local model. What a blend gains or
     loses beside that one changes slowly.
@@ -89,6 +90,10 @@ class AMN(ClassOffsets, Mixing):
     @property
     def headline(self) -> str:
         return self.options.report
+
+    def returned(self, round: int) -> int:
+        """The model alone where no gradient is needed: that is half of what goes up."""
+        return 1 + self._steps_in(round)
 
     @property
     def features(self) -> int:
@@ -272,47 +277,64 @@ class AMN(ClassOffsets, Mixing):
         return {"model": initial, "hybrid": initial}
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
+        import torch
+
         held = held_out(len(client.y), self.options.held_out) if self._holds_out(client.round) else 0
-        hybrid, (model, gradient), offset = received[0], client.up, self.offset(client.y)
-        start = self.shifted(hybrid, offset, room=gradient)
+        hybrid, model, offset = received[0], client.up[0], self.offset(client.y)
+        start = self.shifted(hybrid, offset, room=model)
         model.copy_(engine.train(start, client.x[held:], client.y[held:], client.generator("shuffle")))
         self.shifted(model, -offset, room=model)
-        sketch = self._sketch(model, scratch=gradient)
+        room = torch.empty_like(model)
+        sketch = self._sketch(model, scratch=room)
         errors = [0.0] * len(self.wire.figures)
         if held:
-            errors = self._held_out(client, hybrid, offset, held, engine)
-        else:
-            gradient.zero_()
+            errors = self._errors(client, hybrid, offset, held, engine, room)
+        if self._steps_in(client.round):
+            self._held_out_gradient(client, offset, held, engine, room)
         return Update(
             figures=dict(zip(self.wire.figures, errors)),
             state={"model": model, "hybrid": hybrid},
             features=sketch,
         )
 
-    def _held_out(
-        self, client: Client, hybrid: torch.Tensor, offset: torch.Tensor, held: int, engine: Engine
+    def _errors(
+        self,
+        client: Client,
+        hybrid: torch.Tensor,
+        offset: torch.Tensor,
+        held: int,
+        engine: Engine,
+        room: torch.Tensor,
     ) -> list[float]:
-        """Shares of errors of the local model and of two blends; the gradient goes where it is sent from.
-
-        The gradient's loss has its scores divided by ``soften``, the offset not. A local model is sure of
-        itself: without, few samples on which it errs decide over the loss. In trials the gains of layers
-        stood three times as far out of their noise. Divided scores are too unsure, in turn: without the part
-        of the gradient along the model, longer models, the means of few, seemed better than those of many.
-        """
+        """Shares of errors on the held-out samples: of the local model and of two blends."""
         import torch
 
-        x, y, soften = client.x[:held], client.y[:held], self.options.soften
-        model, gradient = client.up
-        room = model.clone()
-        room[self._scores] /= soften
-        gradient.copy_(engine.gradient(self.shifted(room, offset, room=room), x, y))
-        gradient[self._scores] /= soften
-        self._across(gradient, model, room)
-        found = []
+        x, y, found = client.x[:held], client.y[:held], []
         for rho in (1.0, *(RHO[k] for k in tried(client.round))):
-            torch.lerp(hybrid, model, rho, out=room)
+            torch.lerp(hybrid, client.up[0], rho, out=room)
             found.append(1 - engine.correct(self.shifted(room, offset, room=room), x, y) / held)
         return found
+
+    def _held_out_gradient(
+        self, client: Client, offset: torch.Tensor, held: int, engine: Engine, room: torch.Tensor
+    ) -> None:
+        """At the local model; it goes where it is sent from. Zeros of a client that holds nothing out.
+
+        Its loss has its scores divided by ``soften``, the offset not. A local model is sure of itself:
+        without, few samples on which it errs decide over the loss. In trials the gains of layers stood three
+        times as far out of their noise. Divided scores are too unsure, in turn: without the part of the
+        gradient along the model, longer models, the means of few, seemed better than those of many.
+        """
+        model, gradient = client.up
+        if not held:
+            gradient.zero_()
+            return
+        room.copy_(model)
+        room[self._scores] /= self.options.soften
+        start = self.shifted(room, offset, room=room)
+        gradient.copy_(engine.gradient(start, client.x[:held], client.y[:held]))
+        gradient[self._scores] /= self.options.soften
+        self._across(gradient, model, room)
 
     def _across(self, gradient: torch.Tensor, model: torch.Tensor, room: torch.Tensor) -> None:
         """In place, layer by layer: without the part along the model, which would only scale the layer.

@@ -104,6 +104,13 @@ class Method:
         """How many numbers a client returns beside its vectors and figures."""
         return 0
 
+    def returned(self, round: int) -> int:
+        """How many of ``wire.returned`` vectors, the first ones, a client gives in a round.
+
+        Fewer than all: for ``up = "rows"`` alone.
+        """
+        return self.wire.returned
+
     @classmethod
     def apart(cls, options: Mapping[str, Any]) -> str:
         """Why comparisons list a run with these options apart from the others, "" if they do not."""

@@ -25,7 +25,7 @@ class Wire:
         down: nothing, the same for all (broadcast), or something for each client of the cohort.
         up: nothing, only the weighted mean over the cohort (summed in fixed point, so independent
             of the ranks), or what every client returns.
-        received, returned: vectors that a client gets and gives, each of S floats.
+        received, returned: vectors that a client gets and gives, each of S floats; see ``Method.returned``.
         weights: of the mean: by training samples, or all clients of the cohort alike.
         figures: names of single numbers that a client returns.
         renewed: a client's models for evaluation are made of what the server would send next;
@@ -91,7 +91,8 @@ class Client:
     Attributes:
         x, y: its training samples, in an order that is random but fixed for the run.
         state: what it keeps, by name (read-only).
-        up: (returned, S): fill it with what the client returns; it holds anything at first.
+        up: (returned, S), as many as in this round: fill it with what the client returns; it holds
+            anything at first.
         generator: ``generator(purpose)`` draws anew for this round and client; the order of
             plain local training is the purpose "shuffle", so that methods can be compared bit by bit.
     """
@@ -138,7 +139,7 @@ class Arrived:
 
     Attributes:
         cohort: the clients that it is from.
-        rows: (clients, returned, S) for ``up = "rows"``.
+        rows: (clients, returned, S) for ``up = "rows"``; ``returned`` as in the round.
         mean: (returned, S) for ``up = "mean"``.
         figures: name -> (clients,) float64.
         features: (clients, ``Method.features``) float32.
