@@ -90,7 +90,7 @@ def test_sharded_amn_on_three_ranks() -> None:
     assert holder.vectors == before[1].vectors + 4 * (4 * 10 + beside)
     assert other.vectors == before[2].vectors + 4 * beside
     assert server.vectors == 4 * ((3 + 2) * 10 + 2 * SKETCHES + AMN)
-    # The holder gets the other's 2 rows, 2 x 2 in two rounds, gives it 2 hybrids; the other one does the reverse.
+    # The holder gets 2 rows, in two rounds 2 x 2, and gives 2 hybrids; the other one the reverse.
     assert holder.down_run == 7 * 4 * (4 * 10 + weights)
     assert other.down_run == 7 * 4 * (2 * 10 + weights)
     told = before[1].up_run - 9 * 80
