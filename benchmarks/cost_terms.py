@@ -30,12 +30,16 @@ NAMES = (
     "a round",
 )
 SKETCH, CALLS, ROWS = 512, 4, 2  # numbers of a sketch; collectives of a round, and AMN's scatter and gather
+ROUNDS = 100
 NETWORK, LATENCY = 10.0, 5e-6  # of the machine that is not here: GB/s of a rank, seconds of a message
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run as the model sees it: an mlp, 60 training samples a client, one epoch in batches of ten."""
+    """A run as the model sees it: an mlp, 60 training samples a client, one epoch in batches of ten.
+
+    AMN's meta-network learns in every round of it: its dearest rounds, with two vectors up.
+    """
 
     method: str
     clients: int
@@ -45,10 +49,11 @@ class Setup:
 
     @property
     def config(self) -> Config:
+        always = {"common_rounds": 0, "meta_rounds": ROUNDS} if self.method == "amn" else {}
         return Config(
-            rounds=100,
+            rounds=ROUNDS,
             server=self.server,  # type: ignore[arg-type]
-            method=methods.options(self.method)(),
+            method=methods.options(self.method)(**always),
             data=Data(clients=self.clients),
             model=Model(hidden=self.hidden),
             local=Local(epochs=1),
