@@ -1,0 +1,67 @@
+"""``benchmarks/equal_bytes.py``: what a client moves, by hand, and the round that so many bytes allow."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from running import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+from equal_bytes import main, moved, reached  # noqa: E402
+
+from amn_mpi import kept, matrix  # noqa: E402
+from amn_mpi.scores import FIGURES, Score  # noqa: E402
+
+P = 6 * 26 + 16 * 151 + 120 * 257 + 84 * 121 + 10 * 85  # LeNet-5 on 28 x 28: two convolutions, three layers
+CONFIGS = {cell.label: cell.config for cell in matrix.read("standard_fashion_mnist", {}, ()).cells}
+
+
+def score(label: str, scenario: str, curve: dict[int, float]) -> Score:
+    figures, digest = dict.fromkeys(FIGURES, 50.0), "0a1b2-3c4d5-6e7f8-90a1b-2c3d4"
+    return Score(scenario, label, 0, label, figures, ranks=1, digest=digest, curve=curve)
+
+
+@pytest.mark.parametrize(
+    "label, each",
+    [
+        ("local", 0),
+        ("fedavg", 2 * P),
+        ("scaffold", 4 * P),
+        ("fedper", 2 * (P - 84 * 10 - 10)),
+        ("fedfomo", (CONFIGS["fedfomo"].method.models + 1) * P),
+    ],
+)
+def test_rounds_that_are_alike(label: str, each: int) -> None:
+    spent = moved(CONFIGS[label])
+    others = spent - 4 * each * np.arange(1, 61)  # single numbers, fewer than ten a round
+    assert spent.shape == (60,) and (others >= 0).all() and (others <= 4 * 10 * np.arange(1, 61)).all()
+
+
+def test_amn_moves_gradients_while_it_learns() -> None:
+    learning = (np.arange(1, 61) > 5) & (np.arange(1, 61) <= 30)
+    by_hand = np.cumsum(2 * P + learning * P + 5 * 512 + 3)  # sketches of five layers, errors of three blends
+    assert moved(CONFIGS["amn"]).tolist() == (4 * by_hand).tolist()
+
+
+def test_the_last_kept_round_that_is_allowed() -> None:
+    run = score("amn", "iid", {1: 10.0, 5: 20.0, 10: 30.0})
+    assert [reached(run, rounds) for rounds in (1, 4, 5, 9, 60)] == [10, 10, 20, 20, 30]
+
+
+def test_table(tmp_path, capsys, monkeypatch) -> None:
+    scenarios = dict.fromkeys(cell.scenario for cell in matrix.read("standard_fashion_mnist", {}, ()).cells)
+    runs = [score("fedavg", where, {5: 60.0, 60: 80.0}) for where in scenarios]
+    runs += [score("amn", where, {45: 85.0, 60: 90.0}) for where in scenarios]
+    runs += [score("ditto", "iid", {60: 99.0})]  # one scenario of seven
+    (tmp_path / "scores.csv").write_text(kept.text(runs))
+    monkeypatch.setattr(
+        sys, "argv", ["equal", "standard_fashion_mnist", "--scores", f"{tmp_path}/scores.csv"]
+    )
+    main()
+    head, _, *lines = capsys.readouterr().out.strip().splitlines()
+    assert head.startswith("At 21.3 MB a client")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [(row[0], row[2], row[-1]) for row in cells] == [("amn", "46", "85.0"), ("fedavg", "60", "80.0")]
