@@ -71,6 +71,7 @@ class Exchange:
         gathers = serves and comm.size > 1 and wire.up == "rows"
         self._gathered = zeros(cohort_size if gathers else 0, wire.returned, size)
         self._most_up, self._most_gathered = self.up, self._gathered
+        self._features = torch.zeros(own, method.features)
         self._newest: tuple[int, int] = (-1, 0)
         self._got = self._down[:0]
 
@@ -166,6 +167,16 @@ class Exchange:
             weight = float(self.samples[client]) / float(self.samples[cohort].sum())
         fixed.add(self._sum, vectors, weight)
         return 0
+
+    def keep(self, position: int, features: torch.Tensor | None) -> torch.Tensor | None:
+        """A copy of a client's features where it stays until the round ends.
+
+        Left where the turn made it, it may lie in the gap of a freed vector, so that the next turn's does not
+        fit there: an owner then took up to one more vector for each of its clients.
+        """
+        if features is None:
+            return None
+        return self._features[position].copy_(features.reshape(-1))
 
     def bring_up(self, cohort: np.ndarray, updates: Sequence[Update]) -> Arrived | None:
         """What the cohort returned, on rank 0; None elsewhere. ``shards`` moves its rows itself."""

@@ -67,8 +67,7 @@ def finish(run: Run, cohort: np.ndarray, k: int, number: int, update: Update) ->
     check(run, update)
     trouble = run.exchange.take(number, k, cohort, update)
     state = {name: vector.cpu() for name, vector in update.state.items()}  # a GPU holds one group
-    features = None if update.features is None else update.features.cpu()
-    return replace(update, state=state, features=features, trouble=trouble)
+    return replace(update, state=state, features=run.exchange.keep(k, update.features), trouble=trouble)
 
 
 def check(run: Run, update: Update) -> None:

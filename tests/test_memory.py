@@ -180,10 +180,9 @@ def test_a_sharded_server_has_nothing_of_the_size_n_x_p(samples: Path, record_pr
         held.append(found["risen_mb"][0])
         expected.append(server.vectors / 2**20)
         models.append(found["clients"] * vector)
-        # What is measured in a step takes arrays of up to 10 MB, of which glibc keeps some. Rarely one
-        # owner's peak is 130 MB higher for a reason not known; the others' are not.
+        # What is measured in a step takes arrays of up to 10 MB, of which glibc keeps some.
         most = max(need.vectors for need in owners) / 2**20
-        assert min(found["risen_mb"][1:]) - base < (1 + SLACK) * most + 3 * NOISE_MB
+        assert max(found["risen_mb"][1:]) - base < (1 + SLACK) * most + 3 * NOISE_MB
         sent = found["bytes_sent"]
         assert (sent["broadcast"], sent["gather"] + sent["turns"]) == (server.down_run, server.up_run - final)
         assert sent["alltoall"] + sent["broadcast"] == sum(need.down_run for need in owners)
