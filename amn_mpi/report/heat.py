@@ -61,11 +61,12 @@ def attention(found: Found, width: Width, order: np.ndarray) -> Figure | None:
     fig = figure(width, down * (side + 0.05) + 0.5 + 0.2 * bool(found.groups))
     names = found.layer_names(len(layers))
     most = max(4, width.ticks // across) if across > 1 else 2 * width.ticks
+    strips = _strip(len(found.groups)) * 72 * side if found.groups else 0.0  # points, at most
     for k, cells in enumerate(layers):
         ax = fig.add_subplot(down, across, k + 1)
         n = len(order)
         ax.imshow(cells, interpolation="none", extent=(-0.5, n - 0.5, n - 0.5, -0.5), aspect="equal")
-        ax.set_title(short(names[k], 24), loc="left", pad=3 + 7 * len(found.groups))
+        ax.set_title(short(names[k], 24), loc="left", pad=3 + strips)
         _marks(ax, order, most, both=True)
         _margins(ax, found, order, both=True)
         _frame(ax)
@@ -131,7 +132,7 @@ def _margins(ax: Axes, found: Found, order: np.ndarray, both: bool) -> None:
 
     for k, (kind, groups) in enumerate(found.groups.items()):
         numbers = np.unique(groups, return_inverse=True)[1][order]
-        at = 1.012 + 0.035 * k
+        at = 1 + _strip(k)
         for start, stop in _runs(numbers):
             look: dict[str, Any] = {"color": _colour(kind, k, int(numbers[start])), "lw": 0, "clip_on": False}
             thick = 0.025 if both else 0.03
@@ -140,6 +141,11 @@ def _margins(ax: Axes, found: Found, order: np.ndarray, both: bool) -> None:
             if both:
                 spot = (at, start - 0.5)
                 ax.add_patch(Rectangle(spot, thick, stop - start, transform=ax.get_yaxis_transform(), **look))
+
+
+def _strip(k: int) -> float:
+    """Where the k-th strip begins beyond the cells, as a part of their side."""
+    return 0.012 + 0.035 * k
 
 
 def _colour(kind: str, k: int, number: int) -> str:
