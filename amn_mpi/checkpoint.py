@@ -4,7 +4,7 @@ Its first kilobytes, which HDF5 leaves to us, hold one line of JSON: format, rou
 large data set its place and CRC-32; another CRC-32 is over everything else. So a damaged file is
 found out by plain reads, before HDF5 sees it. The rest is an ordinary HDF5 file:
 
-    /about     JSON: config, parameter layout, numbers, versions, ...
+    /about     JSON: config, parameter layout, versions, ...
     /history   JSON: the figures of every round until then
     /server/*  the method's state on rank 0
     /client/*  its state for each client, (N, ...)

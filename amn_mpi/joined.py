@@ -61,8 +61,8 @@ def serve(
     ready = job.made_ready(network.config, comm, fed)
     method, server = trained.server_of(ready, network, reader)
     epochs = tuple(sorted({0, min(1, request.epochs), request.epochs}))
-    numbers, left = network.about["numbers"], Left(comm)
-    desk = Desk(ready, method, server, numbers, left, request.first_epochs, epochs, keep=True, discard=True)
+    left = Left(comm)
+    desk = Desk(ready, method, server, left, request.first_epochs, epochs, keep=True, discard=True)
     served = newcomers.attend(desk)
     if served.refused and comm.is_server:
         raise UserError(f"{network.path}: {served.refused}")

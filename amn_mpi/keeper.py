@@ -96,7 +96,7 @@ class Keeper:
         if self._folder is None:
             return
         server = {name: value.numpy() for name, value in _kept(run).items()}
-        about = {**self.about, "round": run.done, "numbers": run.numbers, "open": _plain(run)}
+        about = {**self.about, "round": run.done, "open": _plain(run)}
         with Writer(
             self._folder, run.done, about, self.history(), server, client_shapes(run), self._comm.tick
         ) as writer:
@@ -161,7 +161,7 @@ class Keeper:
             about = reader.text("about")
             self._compare(run, reader, about, path)
             fill(run.method, run.server, reader, set(run.method.mirrors) & set(run.server))
-            self._take(run, self._comm.share({k: about[k] for k in ("round", "numbers", "open")}), reader)
+            self._take(run, self._comm.share({k: about[k] for k in ("round", "open")}), reader)
             if self._folder is not None and path.resolve().parent == self._folder.resolve():
                 self._saved = self._point(run)
             return reader.text("history")
@@ -169,7 +169,7 @@ class Keeper:
     def _take(self, run: Run, facts: dict[str, Any] | None, reader: Reader | None) -> None:
         if facts is None:
             return
-        run.done, run.numbers = facts["round"], facts["numbers"]
+        run.done = facts["round"]
         if facts["open"]:
             run.reopen(facts["open"])
         for name, shape in client_shapes(run).items():

@@ -24,6 +24,7 @@ from amn_mpi.placement import Placement, place, training_steps
 from amn_mpi.rounds import Run, Samples
 
 if TYPE_CHECKING:
+    from amn_mpi.params import Part
     from amn_mpi.session import Session
 
 FIRST = 1  # epochs of the model that is sent: enough to tell whom it resembles
@@ -38,7 +39,6 @@ class Desk:
     Attributes:
         ready: the ranks; its ``fed.newcomers`` are who comes.
         server: the method's state on rank 0, else empty.
-        numbers: what the method's ``deploy`` gave on rank 0 after the last round.
         left: the account of what the newcomers' ranks send.
         first: epochs of the model that is sent. epochs: after the answer, ascending.
         keep: ``attend`` brings the models that count to rank 0, too.
@@ -49,7 +49,6 @@ class Desk:
     ready: Session
     method: Method
     server: State
-    numbers: Mapping[str, float]
     left: Left
     first: int = FIRST
     epochs: tuple[int, ...] = EPOCHS
@@ -102,7 +101,7 @@ def serve(ready: Session, run: Run) -> dict[str, Any]:
     """
     if ready.fed.newcomers is None:
         return {}
-    desk = Desk(ready, run.method, run.server, run.numbers, run.exchange.left)
+    desk = Desk(ready, run.method, run.server, run.exchange.left)
     if run.shards is not None:
         found = Served("server = sharded: newcomers need --server rank0")
     else:
@@ -159,12 +158,14 @@ def _arrive(desk: Desk, number: int, samples: Samples, start: torch.Tensor) -> N
     return one
 
 
-def _trained(desk: Desk, one: Newcomer, start: torch.Tensor, purpose: str, epochs: int) -> torch.Tensor:
-    """What it would send after so many epochs from a model of the server's."""
+def _trained(
+    desk: Desk, one: Newcomer, start: torch.Tensor, purpose: str, epochs: int, only: Part | None = None
+) -> torch.Tensor:
+    """What it would send after so many epochs, of one part alone or all, from a model of the server's."""
     samples, order = one.samples, one.order(desk.ready.config.seed, purpose)
     begin = desk.method.to_client(start, samples.y)
-    model = desk.ready.engine.train(begin, samples.x, samples.y, order, epochs=epochs).cpu().clone()
-    return desk.method.from_client(model, samples.y)
+    made = desk.ready.engine.train(begin, samples.x, samples.y, order, epochs=epochs, only=only)
+    return desk.method.from_client(made.cpu().clone(), samples.y)
 
 
 def _exchange(desk: Desk, placement: Placement, here: list[Newcomer]) -> np.ndarray | None:
@@ -192,8 +193,13 @@ def _judged(desk: Desk, welcome: torch.Tensor, one: Newcomer, epochs: int) -> It
         right = engine.correct(begin, samples.x_test, samples.y_test)
         yield from (right for _ in method.newcomer_models)
         return
-    own = one.first if epochs == 0 else _trained(desk, one, one.answer, "on", epochs)
-    for _, sent in method.settle(one.answer, own, desk.numbers):
+
+    def trained(only: Part | None = None) -> torch.Tensor:
+        if epochs:
+            return _trained(desk, one, one.answer, "on", epochs, only)
+        return one.first if only is None else one.answer
+
+    for _, sent in method.settle(one.answer, trained):
         model = method.to_client(sent, samples.y)
         one.model = model if desk.keep else one.model
         yield engine.correct(model, samples.x_test, samples.y_test)

@@ -48,7 +48,6 @@ class Run:
         state: name -> (own clients, ...), in the same order.
         server: the method's server state on rank 0, else empty.
         shards: all clients' models in columns over the ranks; None where they are on rank 0.
-        numbers: what the method's ``deploy`` gave after the last round.
         done: rounds that are finished.
         open: the last of them on rank 0, where a stop left it without its evaluation.
         stopped: number of the signal that ended the run early; 0 if none did.
@@ -66,7 +65,6 @@ class Run:
     state: State
     server: State = field(default_factory=dict)
     shards: Shards | None = None
-    numbers: dict[str, float] = field(default_factory=dict)
     done: int = 0
     open: Outcome | None = None
     stopped: int = 0
@@ -114,14 +112,12 @@ class Word:
 
     Attributes:
         trouble: why the run cannot go on, else empty.
-        numbers: what evaluation needs.
         stop: number of the signal that ends the run, 0 if it goes on.
         void: the round does not count.
         save: a checkpoint is due.
     """
 
     trouble: str = ""
-    numbers: dict[str, float] = field(default_factory=dict)
     stop: int = 0
     void: bool = False
     save: bool = False
@@ -222,8 +218,6 @@ def agree(run: Run, t: int, arrived: Arrived | None) -> Word:
     if word.trouble:
         raise Diverged(f"round {t}: {word.trouble}")
     run.stopped = word.stop
-    if not word.void:
-        run.numbers = word.numbers
     return word
 
 
@@ -235,7 +229,7 @@ def judge(run: Run, t: int, arrived: Arrived) -> Word:
     if arrived.trouble:
         return Word(trouble=arrived.trouble)
     save = not stop and t < run.config.rounds and run.keeper.due(t)
-    return Word(numbers=run.method.deploy(run.server), stop=stop, save=save)
+    return Word(stop=stop, save=save)
 
 
 def commit(run: Run, cohort: np.ndarray, updates: list[Update]) -> None:

@@ -137,7 +137,7 @@ def deployed(
     """
     client, models = view(run, t, number, run.exchange.up[:0]), list(run.method.models)
     found: list[str] = []
-    for name, vector in run.method.deployed(client, share(run, k, newest), run.numbers, engine):
+    for name, vector in run.method.deployed(client, share(run, k, newest), engine):
         found.append(name)
         if found != models[: len(found)]:
             break

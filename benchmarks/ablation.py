@@ -102,7 +102,6 @@ class OwnNetworks(AMN):
     def _figures(self, server: State) -> dict[str, Any]:
         networks = [self._network({"meta": logits}) for logits in server["meta"]]
         return {
-            "rho": float(server["rho"]),
             "gate": np.mean([network.gates.numpy() for network in networks], axis=0).tolist(),
             "evidence": np.mean([network.omega.numpy() for network in networks], axis=0).tolist(),
         }

@@ -34,6 +34,6 @@ class Blend(FedAvg):
         client.up[0] = w  # goes into the mean of all, weighted by samples
         return Update(state={"own": w.clone()})  # w is the engine's workspace: the next client's, soon
 
-    def deployed(self, client: Client, received, numbers, engine):
+    def deployed(self, client: Client, received, engine):
         yield "own", client.state["own"]
         yield "global", received[0]

@@ -144,15 +144,23 @@ def mlp(w: Array, x: Array, y: Array, soften: float = 1.0, added: Any = 0.0) -> 
     return loss, np.concatenate([p.ravel() for p in parts]), int((scores.argmax(1) == y).sum())
 
 
-def sgd(model: Callable, w: Array, x: Array, y: Array, local: Local, draw: np.random.Generator) -> Array:
-    """v <- momentum v + g + decay w, w <- w - lr v; v starts at 0."""
+def sgd(
+    model: Callable,
+    w: Array,
+    x: Array,
+    y: Array,
+    local: Local,
+    draw: np.random.Generator,
+    only: slice = slice(None),
+) -> Array:
+    """v <- momentum v + g + decay w, w <- w - lr v; v starts at 0; all of it in the part ``only``."""
     w, v, taken = np.array(w, np.float64), np.zeros(len(w)), 0
     while local.steps == 0 or taken < local.steps:
         order = draw.permutation(len(y))
         for first in range(0, len(y), local.batch_size):
             batch = order[first : first + local.batch_size]
             v = local.momentum * v + model(w, x[batch], y[batch])[1] + local.weight_decay * w
-            w = w - local.lr * v
+            w[only] = w[only] - local.lr * v[only]
             taken += 1
             if taken == local.steps:
                 return w
@@ -304,12 +312,7 @@ class Picture:
     hybrids: Array
     models: Array
     meta: Meta
-    rho: float
     attention: Array
-    blends: Array
-
-
-RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def offset(y: Array, prior: float, classes: int, size: int) -> Array:
@@ -333,10 +336,8 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
     seen, sketches = np.zeros(n, bool), np.zeros((n, len(groups), o.sketch))
     layers, sizes = len(groups), [g.stop - g.start for g in groups]
     meta = Meta(np.zeros(layers), np.full(layers, np.log(o.gate / (1 - o.gate))))
-    smooth, rho = np.array([np.inf] * 4 + [0.0]), 1.0
     for t in range(1, rounds + 1):
         cohort, learning = members(config, t, n), t <= o.meta_rounds
-        p = judging(samples, cohort)
         s = cosines(sketches, seen) if seen.any() else np.zeros((layers, n, n))
         down = {}
         for i in cohort:
@@ -347,8 +348,8 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
             if t > o.common_rounds:
                 weights = mixing(meta, o.tau, s, samples, seen, i)
             down[i] = np.concatenate([weights[layer] @ theta[:, g] for layer, g in enumerate(groups)])
-        new, inner, errors = {}, [], np.zeros(len(RHO))
-        for i, p_i in zip(cohort, p):
+        new, inner = {}, []
+        for i in cohort:
             h = held[i] if learning else 0
             draw = rng.generator(config.seed, "shuffle", t, int(i))
             new[i] = sgd(mlp, down[i] + own[i], xs[i][h:], ys[i][h:], config.local, draw) - own[i]
@@ -357,8 +358,6 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
             elif learning:
                 part = (xs[i][:h], ys[i][:h], o.soften, own[i][-CLASSES:])
                 g = mlp(new[i], *part)[1]
-                right = [mlp(r * new[i] + (1 - r) * down[i] + own[i], *part[:2])[2] for r in RHO]
-                errors += [p_i * (right[4] - one) / h for one in right]  # above the local model's
                 inner.append([theta[:, c] @ across(g[c], new[i][c]) for c in groups])
         if learning and t > o.common_rounds:
             by_layer = np.array(inner).transpose(1, 0, 2)
@@ -367,13 +366,9 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
         for i in cohort:
             theta[i], hybrid[i], seen[i] = new[i], down[i], True
             sketches[i] = sketch(new[i], signs, groups, o.sketch)
-        for k in ((0, 2) if t % 2 else (1, 3)) if learning else ():  # two a round, against the local model
-            decay = o.rho_decay**2 if np.isfinite(smooth[k]) else 0.0
-            smooth[k] = (decay * smooth[k] if decay else 0.0) + (1 - decay) * errors[k]
-            rho = RHO[int(smooth.argmin())]
         s = cosines(sketches, seen)
         every = np.stack([attention(meta.omega, o.tau, s, i, seen) for i in range(n)])
-        yield Picture(hybrid.copy(), theta.copy(), meta, rho, every, smooth.copy())
+        yield Picture(hybrid.copy(), theta.copy(), meta, every)
 
 
 def signs_of(run: Run) -> Array:

@@ -29,7 +29,7 @@ OPTIONS = Options(
     price=0.1,
     common_rounds=3,
     held_out=0.2,
-    rho_decay=0.7,
+    fit=2,
 )
 TRAINED = Local(epochs=2, steps=0, batch_size=8, lr=0.1, momentum=0.3, weight_decay=0.01)
 MLP = Model("mlp", hidden=plain.HIDDEN)
@@ -53,8 +53,6 @@ def shown(run: rounds.Run) -> dict[str, np.ndarray]:
         "evidence": evidence,
         "gate": gate,
         "attention": run.method.attention(run.server)[0],
-        "blends": torch.where(run.server["known"], run.server["blends"], torch.inf).numpy(),
-        "rho": np.array(float(run.server["rho"])),
     }
 
 
@@ -66,8 +64,6 @@ def wanted(picture: plain.Picture) -> dict[str, np.ndarray]:
         "evidence": picture.meta.v,
         "gate": picture.meta.z,
         "attention": picture.attention,
-        "blends": picture.blends,
-        "rho": np.array(picture.rho),
     }
 
 
@@ -84,7 +80,7 @@ def changed(**keys: Any) -> Options:
         (OPTIONS, {}),
         (OPTIONS, {"cohort": 0.6}),
         (OPTIONS, {"cohort": 0.6, "seed": 5}),
-        (changed(common_rounds=0, sketch=500, rho_decay=0.0), {"cohort": 0.4}),
+        (changed(common_rounds=0, sketch=500), {"cohort": 0.4}),
         (changed(common_rounds=1, evidence_lr=0.0, gate_lr=0.0, tau=8.0), {"seed": 9}),
         (changed(evidence_lr=0.0), {}),
         (changed(gate_lr=0.0), {}),
@@ -124,7 +120,6 @@ def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, An
         here, there = shown(run), wanted(picture)
         for name in there:
             np.testing.assert_allclose(here[name], there[name], err_msg=f"{name}, round {t}", **CLOSE)
-        assert figures["rho"] == picture.rho
         np.testing.assert_allclose(figures["gate"], picture.meta.gates, **CLOSE)
         np.testing.assert_allclose(figures["evidence"], picture.meta.omega, **CLOSE)
     steps = options.meta_rounds > options.common_rounds
@@ -137,13 +132,18 @@ def test_what_is_evaluated(tmp_path: Path) -> None:
     run = start(tmp_path)
     *_, last = plain.amn(run, GROUPS, plain.signs_of(run), 8)
     outcomes = [plain.one_round(run) for t in range(1, 9)]
-    labels, size = plain.numbers(run)[1], last.models.shape[1]
-    own = np.stack([plain.offset(y, OPTIONS.prior, plain.CLASSES, size) for y in labels])
-    blends = last.rho * last.models + (1 - last.rho) * last.hybrids
-    expected = [last.models + own, last.hybrids + own, blends + own]
+    (xs, ys), size = plain.numbers(run), last.models.shape[1]
+    own = np.stack([plain.offset(y, OPTIONS.prior, plain.CLASSES, size) for y in ys])
+    epochs = dataclasses.replace(TRAINED, epochs=OPTIONS.fit)
+    fitted = []
+    for i in range(5):
+        draw = rng.generator(run.config.seed, "fit", 8, i)
+        start_of = last.hybrids[i] + own[i]
+        fitted.append(plain.sgd(plain.mlp, start_of, xs[i], ys[i], epochs, draw, only=GROUPS[1]))
+    expected = [last.models + own, last.hybrids + own, np.stack(fitted)]
     for i, (client, models) in enumerate(turns.personal_models(run, 8)):
         found = {name: v.numpy() for name, v in models}
-        assert client == i and list(found) == ["local", "hybrid", "blend"]
+        assert client == i and list(found) == ["local", "hybrid", "fitted"]
         for v, w in zip(found.values(), expected):
             np.testing.assert_allclose(v, w[i], **CLOSE)
     tests = [(s.x_test.double().numpy(), s.y_test.numpy()) for s in run.samples.values()]
@@ -151,7 +151,7 @@ def test_what_is_evaluated(tmp_path: Path) -> None:
     assert outcomes[-1].correct.tolist() == right
 
 
-@pytest.mark.parametrize("report", ["local", "hybrid", "blend"])
+@pytest.mark.parametrize("report", ["local", "hybrid", "fitted"])
 def test_the_reported_model_is_configured(tmp_path: Path, report: str) -> None:
     assert start(tmp_path, changed(report=report)).method.headline == report
 
@@ -212,7 +212,6 @@ def test_held_out_samples_are_not_trained_on(tmp_path: Path) -> None:
         assert torch.equal(run.state["hybrid"], other.state["hybrid"])
     here, there = run.exchange.up[:, 1], other.exchange.up[:, 1]
     assert all((here - there).abs().amax(1) > 1e-3)
-    assert not np.allclose(run.server["blends"], other.server["blends"], rtol=0.01)
 
 
 def test_held_out_samples_are_trained_on_in_the_end(tmp_path: Path) -> None:
@@ -230,17 +229,15 @@ def test_held_out_samples_are_trained_on_in_the_end(tmp_path: Path) -> None:
             assert ((here - there).abs().amax(1) > 1e-4).all()
 
 
-def test_meta_network_and_blend_stay_in_the_end(tmp_path: Path) -> None:
+def test_meta_network_stays_in_the_end(tmp_path: Path) -> None:
     """What stays is no start: it moves up to the last meta round. No gradient goes up after it."""
     run, kept = start(tmp_path, changed(meta_rounds=6)), []
     for t in range(1, 9):
         plain.one_round(run)
-        kept.append({name: run.server[name].clone() for name in ("meta", "blends", "known", "rho")})
+        kept.append(run.server["meta"].clone())
         assert run.exchange.up.shape[1] == (2 if OPTIONS.common_rounds < t <= 6 else 1)
-    assert not torch.equal(kept[4]["meta"], kept[5]["meta"])
-    assert not torch.equal(kept[4]["blends"], kept[5]["blends"])
-    for name, value in kept[5].items():
-        assert torch.equal(kept[6][name], value) and torch.equal(kept[7][name], value), name
+    assert not torch.equal(kept[4], kept[5])
+    assert torch.equal(kept[6], kept[5]) and torch.equal(kept[7], kept[5])
 
 
 # ---- the softened loss
@@ -291,7 +288,7 @@ def test_models_without_score_biases_are_not_softened(tmp_path: Path) -> None:
         for run in runs:
             plain.one_round(run)
     assert runs[0].method.setting.layout.score_biases is None
-    assert runs[0].server["blends"].any() and runs[0].exchange.up[:, 1].any()
+    assert runs[0].exchange.up[:, 1].any()
     for key in runs[0].server:
         assert torch.equal(runs[0].server[key], runs[1].server[key]), key
     biased = [start(tmp_path, changed(soften=soften, common_rounds=0)) for soften in (1.0, 3.0)]
@@ -367,7 +364,6 @@ def test_clients_of_a_single_sample(tmp_path: Path) -> None:
     for _t in range(1, 8):
         plain.one_round(run)
     assert run.state["model"].isfinite().all() and run.server["meta"].isfinite().all()
-    assert run.server["rho"] == 1, "nothing was held out, so no blend has been tried"
 
 
 def test_a_single_sample_beside_others_equals_numpy(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def needs(ranks: int, what: Config) -> list[budget.Need]:
 def test_amn_on_three_ranks() -> None:
     server, *workers = needs(3, settings("amn"))
     # 2 clients x 25 samples x (4 floats + a label). 4 + 2 x (1 received + 2 returned + 2 kept) vectors,
-    # a byte for each sign, two sketches of 512 for each client. Up: 2 clients x (2 vectors + 3 losses +
-    # seconds + sketch), the second vector in the last two of 7 rounds; 7 evaluations of 3 models, 2 models.
-    vectors, told, run = 14 * 40 + 10 + 2 * 2 * 4 * 512, 64 + 2 * 4 * 512, 9 * 2 * 40
+    # a byte for each sign, two sketches of 512 for each client. Up: 2 clients x (2 vectors + seconds +
+    # sketch), the second vector in the last two of 7 rounds; 7 evaluations of 3 models, 2 models.
+    vectors, told, run = 14 * 40 + 10 + 2 * 2 * 4 * 512, 16 + 2 * 4 * 512, 9 * 2 * 40
     expected = budget.Need(
         clients=2, data=1200, vectors=vectors, down=80, up=round(told + run / 7), down_run=560,
         up_run=run + 7 * told + 7 * 2 * 3 * 8 + 80,
@@ -97,7 +97,7 @@ def test_sharded_amn_on_three_ranks() -> None:
     assert holder.up_run == told + 4 * (7 * 2 * 10 + measured)
     assert other.up_run == told + 4 * 9 * 2 * 10
     assert (server.down_run, server.up_run) == (7 * 4 * 2 * weights, 2 * told + 4 * measured)
-    assert (server.down, server.up) == (4 * 2 * weights, 2 * 64 + 4 * SKETCHES + round(4 * measured / 7))
+    assert (server.down, server.up) == (4 * 2 * weights, 2 * 16 + 4 * SKETCHES + round(4 * measured / 7))
 
 
 def test_sharded_amn_alone_holds_all() -> None:
@@ -137,7 +137,7 @@ def test_momentum_takes_a_vector_more() -> None:
 def test_half_a_cohort_halves_the_traffic() -> None:
     found = needs(3, settings("amn", cohort=0.5))
     assert [need.down for need in found] == [80, 40, 40]
-    worker = 32 + 2048 + round(40 * 9 / 7)
+    worker = 8 + 2048 + round(40 * 9 / 7)
     assert [need.up for need in found] == [2 * worker, worker, worker]
 
 

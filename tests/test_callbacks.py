@@ -124,7 +124,7 @@ def test_a_callback_is_told_everything_in_order(told: tuple[Path, str]) -> None:
     assert (begun[1], resumed[1]) == (4, 6)
     assert (begun[2]["done"], resumed[2]["done"]) == (0, 4)
     assert (begun[2]["ranks"], resumed[2]["ranks"]) == (3, 1)
-    assert begun[2]["layers"] == ["fc1", "fc2"] and begun[2]["models"] == ["local", "hybrid", "blend"]
+    assert begun[2]["layers"] == ["fc1", "fc2"] and begun[2]["models"] == ["local", "hybrid", "fitted"]
     assert notes[5][2] == ["local"] and notes[12 + 2][1] == result(told[0])["models_sha256"]
 
 
@@ -132,7 +132,7 @@ def test_the_example_of_the_documentation(told: tuple[Path, str]) -> None:
     """A table that has every round once, although the run was resumed."""
     lines = (told[0] / "accuracy.csv").read_text().splitlines()
     models = [[round(m["mean_accuracy"], 2) for m in row["models"].values()] for row in rows_of(told[0])]
-    assert lines[0] == "round,local,hybrid,blend" and len(lines) == 7
+    assert lines[0] == "round,local,hybrid,fitted" and len(lines) == 7
     told_of = [[float(cell) for cell in line.split(",")] for line in lines[1:]]
     assert told_of == [[t, *means] for t, means in enumerate(models, 1)]
 
@@ -155,14 +155,13 @@ def test_tensorboard_reads_what_metrics_say(told: tuple[Path, str]) -> None:
     def of(values: list[float]) -> Any:
         return [(step, pytest.approx(value, rel=1e-6)) for step, value in enumerate(values, 1)]
 
-    for model in ("local", "hybrid", "blend"):
+    for model in ("local", "hybrid", "fitted"):
         assert curve(f"accuracy/{model}") == of([row["models"][model]["mean_accuracy"] for row in rows])
         assert curve(f"worst_tenth/{model}") == of([row["models"][model]["worst10"] for row in rows])
     for k, layer in enumerate(("fc1", "fc2")):
         assert curve(f"gate/{layer}") == of([row["gate"][k] for row in rows])
         assert curve(f"evidence/{layer}") == of([row["evidence"][k] for row in rows])
     assert curve("effective_neighbours/all_layers") == of([row["effective_neighbours"][0] for row in rows])
-    assert curve("round/rho") == of([row["rho"] for row in rows])
     assert curve("round/seconds") == of([row["seconds"] for row in rows])
     assert [step for step, _ in curve("baselines/local")] == [4]
     config = found.Tensors("config")[-1].tensor_proto.string_val[0].decode()

@@ -14,13 +14,13 @@ from cost_terms import Setup, extrapolation, fit, terms  # noqa: E402
 
 
 def test_terms_by_hand() -> None:
-    """Two workers; 4 numbers a turn of AMN (three losses, seconds), one of FedAvg, travel as 8 bytes.
+    """Two workers; one number a turn (seconds) travels as 8 bytes.
 
     Sketches of two layers travel as 512 floats each.
     """
     clients, size = 32, 50_890
     amn = terms(Setup("amn", clients, 64, 3), cores=2)
-    moved = 3 * clients * size * 4 + clients * (4 * 8 + 2 * 512 * 4)
+    moved = 3 * clients * size * 4 + clients * (8 + 2 * 512 * 4)
     pairs = clients**2 * (4 * size + 6144)
     assert amn == pytest.approx(
         [16, 16 * size / 1e6, 0, 0, 16 * size / 1e6, moved / 1e9, 8, 4, pairs / 1e9, 1]

@@ -268,7 +268,7 @@ def check_tensorboard(command: Command, folder: Path) -> None:
     """What the page would show, in words instead."""
     words = placed(command.words, folder)
     found = beside(folder, "tensorboard", "--inspect", *words)
-    assert "accuracy/blend" in found and "attention" in found
+    assert "accuracy/fitted" in found and "attention" in found
 
 
 def check_wandb(command: Command, folder: Path) -> None:

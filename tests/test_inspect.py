@@ -69,7 +69,6 @@ def test_a_checkpoint(finished: Path, capsys: pytest.CaptureFixture) -> None:
     assert f"torch {result['versions']['torch']}" in shown["versions"]
     assert shown["client/model"].split() == ["5", "x", "4810", "float32", "96,200", "ok", "none"]
     assert shown["server/meta"].split() == ["2", "x", "2", "float32", "16", "ok", "none"]
-    assert shown["server/rho"].split() == ["one", "float64", "8", "ok", "none"]
     assert shown["server/seen"].split() == ["5", "bool", "5", "ok", "-"]
 
 

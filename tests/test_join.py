@@ -195,7 +195,7 @@ def test_what_the_result_says(folder: Path, joined: str) -> None:
             assert all(attention[client] == pytest.approx(w, abs=1e-4) for client, w in listed.items())
     percent = [100 * each["correct"]["local"]["5"] / each["test"] for each in found["each"]]
     assert found["newcomers"]["scores"]["local"]["5"]["mean_accuracy"] == pytest.approx(np.mean(percent))
-    assert "newcomer 1 listens most to clients" in joined and "blend *" in joined
+    assert "newcomer 1 listens most to clients" in joined and "fitted *" in joined
     assert found["left"] == {}
 
 

@@ -122,7 +122,7 @@ def _expected(name: str, size: int) -> dict[str, int]:
     if name == "amn":
         vectors = {"parameters": rows + final, "gradients": rows // 3 * 2, "kept state": 2 * rows}
         sketches = 4 * SKETCH * 2 * turns
-        return {**every, **vectors, "sketches": sketches, "losses": 3 * 8 * turns, "counts": 3 * 8 * turns}
+        return {**every, **vectors, "sketches": sketches, "counts": 3 * 8 * turns}
     if name == "fedfomo":
         vectors = {"parameters": rows + final, "kept state": 2 * rows}
         return {**every, **vectors, "weights": CHOSEN * 8 * turns, "counts": 8 * turns}

@@ -164,7 +164,7 @@ def test_resulting_files(tmp_path: Path) -> None:
 
     sent, size = found["bytes_sent"], models.nbytes
     assert sent["scatter"] == 7 * size
-    figures = 7 * 32 * 4 * 8 + 5 * 32 * 3 * 8  # seconds and three losses; counts of three models
+    figures = 7 * 32 * 8 + 5 * 32 * 3 * 8  # seconds; counts of three models
     sketches = 7 * 32 * 2 * 512 * 4
     models_and_gradients = (7 + 2) * size  # the meta-network learns in the last two rounds
     assert sent["gather"] == models_and_gradients + figures + sketches

@@ -192,7 +192,7 @@ def test_the_same_on_any_number_of_ranks(served: dict[int, dict[str, Any]]) -> N
 def test_what_the_result_says(served: dict[int, dict[str, Any]]) -> None:
     told = served[1]["newcomers"]
     assert served[1]["clients"] == 9 and told["clients"] == 3
-    assert list(told["scores"]) == ["handed_out", "hybrid", "local", "blend"]
+    assert list(told["scores"]) == ["handed_out", "hybrid", "local", "fitted"]
     assert list(told["scores"]["local"]) == ["0", "1", "5"]
     attention = np.array(told["attention"])
     assert attention.shape == (3, 9)
@@ -251,7 +251,7 @@ def test_amn_serves_newcomers_better_than_fine_tuning(tmp_path: Path) -> None:
     ahead = []
     for seed in (0, 1, 2):
         found = result(tmp_path / str(seed))
-        own = found["newcomers"]["scores"]["blend"]["5"]["mean_accuracy"]
+        own = found["newcomers"]["scores"]["fitted"]["5"]["mean_accuracy"]
         other = found["baselines"]["fedavg_ft"]["newcomers"]["scores"]["finetuned"]["5"]["mean_accuracy"]
         ahead.append(own - other)
         assert min(found["newcomers"]["inside_concept_groups"]) > 0.25

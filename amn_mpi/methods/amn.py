@@ -9,7 +9,7 @@ here and in ``meta.py`` are this project's reading of that description; see READ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,17 +21,14 @@ from amn_mpi.config import key
 from amn_mpi.methods.base import Arrived, Client, Reply, State, Update, Wire, held_out
 from amn_mpi.methods.mixing import Columns, Mixing
 from amn_mpi.methods.offsets import ClassOffsets, prior_key
+from amn_mpi.methods.partial import last_layers
 
 if TYPE_CHECKING:
     import torch
 
     from amn_mpi.local import Engine
     from amn_mpi.meta import MetaNetwork, Sketch
-
-
-RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
-TRIED = ((0, 2), (1, 3))  # which of them are tried, round by round in turn
-ERRORS = ("tried_errors_0", "tried_errors_1")
+    from amn_mpi.params import Part
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,11 @@ class Options:
     meta_rounds: int = key(30, "rounds after which the meta-network stays and all samples train", ge=0)
     held_out: float = key(0.125, "part of a client's training samples for the meta step alone", gt=0, lt=1)
     soften: float = key(3.0, "temperature of the scores in the held-out loss", gt=0, le=100)
-    rho_decay: float = key(0.9, "smoothing a round of the errors that choose the blend", ge=0, lt=1)
+    fit: int = key(
+        1, "epochs of the last layer on a client's samples before use; 0: the hybrid as it is", ge=0
+    )
     prior: float = prior_key(1.0)
-    report: Literal["local", "hybrid", "blend"] = key("blend", "which model is the client's own")
-
-
-def tried(round: int) -> tuple[int, int]:
-    """Which of ``RHO`` clients try in a round, beside the local model (rho = 1)."""
-    return TRIED[(round - 1) % len(TRIED)]
+    report: Literal["local", "hybrid", "fitted"] = key("fitted", "which model is the client's own")
 
 
 class AMN(ClassOffsets, Mixing):
@@ -64,11 +58,12 @@ class AMN(ClassOffsets, Mixing):
     held-out gradient.
 
     That gradient is taken at the adapted local model and stands for the one at the hybrid
-    (first order), so it needs no extra pass over the training samples. The errors of a blend take a forward
-    pass over the held-out samples, so every round tries two beside the local model. What a blend gains or
-    loses beside that one changes slowly.
+    (first order), so it needs no extra pass over the training samples.
 
-    After ``meta_rounds`` the meta-network, and the blend, stay; the held-out samples are trained on.
+    After ``meta_rounds`` the meta-network stays; the held-out samples are trained on.
+
+    What a client uses is its newest hybrid with the last layer fitted to its own samples (``fitted``): under
+    label skew its own body would only bring in what it has learnt by heart.
 
     Similarities are made of sketches of the models (``features``). Each client's is made right after
     its training, by its rank: there the model is in the cache, and all ranks work at once.
@@ -79,12 +74,11 @@ class AMN(ClassOffsets, Mixing):
         down="rows",
         up="rows",
         returned=2,
-        figures=("errors", *ERRORS),
         kinds=("parameters", "gradients"),
         feature_kind="sketches",
     )
-    models = ("local", "hybrid", "blend")
-    newcomer_models = ("hybrid", "local", "blend")
+    models = ("local", "hybrid", "fitted")
+    newcomer_models = ("hybrid", "local", "fitted")
     kept = 0.25  # the signs of the sketch, a byte each
 
     @property
@@ -111,9 +105,6 @@ class AMN(ClassOffsets, Mixing):
             "seen": torch.zeros(clients, dtype=torch.bool),
             "sketches": torch.zeros(clients, layers, self.options.sketch),
             "meta": meta.MetaNetwork.start(layers, self.options.gate),
-            "blends": torch.zeros(len(RHO), dtype=torch.float64),  # held-out errors less the local model's
-            "known": torch.tensor(RHO) == 1,
-            "rho": torch.ones((), dtype=torch.float64),
         }
 
     def mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
@@ -136,8 +127,6 @@ class AMN(ClassOffsets, Mixing):
             self._meta_step(server, cohort, measured.float())
         server["sketches"][cohort] = arrived.features.view(len(cohort), -1, self.options.sketch)
         server["seen"][torch.from_numpy(cohort)] = True
-        if self._holds_out(round):
-            self._choose_rho(server, round, cohort, arrived.figures)
         return self._figures(server)
 
     def numbers(self, round: int) -> int:
@@ -150,9 +139,6 @@ class AMN(ClassOffsets, Mixing):
     def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
         """Inner products g_i . theta_j, for the meta step."""
         return self.own_array("gradients", columns.rows[:, 1]) @ columns.models.T
-
-    def deploy(self, server: State) -> dict[str, float]:
-        return {"rho": float(server["rho"])}
 
     def attention(self, server: State) -> np.ndarray:
         """a_ij for every client from the latest models, (1, N, N)."""
@@ -181,11 +167,11 @@ class AMN(ClassOffsets, Mixing):
         return Reply(self.mixed(server, weights), attention.numpy()[None])
 
     def settle(
-        self, answer: torch.Tensor, own: torch.Tensor, numbers: Mapping[str, float]
+        self, answer: torch.Tensor, trained: Callable[..., torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "hybrid", answer
-        yield "local", own
-        yield "blend", answer.lerp(own, numbers["rho"])
+        yield "local", trained()
+        yield "fitted", trained(only=self._last)
 
     def _common(self, server: State) -> torch.Tensor:
         """Shares of the clients seen by now, by samples, (N,)."""
@@ -241,23 +227,6 @@ class AMN(ClassOffsets, Mixing):
         sizes = torch.tensor([float(group.size) for group in self.setting.layout.groups])
         meta.learn(server["meta"], found, sizes, o.evidence_lr, o.gate_lr, o.price)
 
-    def _choose_rho(
-        self, server: State, round: int, cohort: np.ndarray, figures: Mapping[str, np.ndarray]
-    ) -> None:
-        """The blend with the fewest held-out errors, pooled over clients and smoothed over rounds."""
-        import torch
-
-        samples = self._judges(cohort)
-        if not samples.any():
-            return
-        weights, blends, known = samples / samples.sum(), server["blends"], server["known"]
-        for k, name in zip(tried(round), ERRORS):
-            now = float((figures[name] - figures["errors"]) @ weights)
-            decay = self.options.rho_decay ** len(TRIED) if known[k] else 0.0
-            blends[k] = decay * blends[k] + (1 - decay) * now
-            known[k] = True
-        server["rho"].fill_(RHO[int(torch.where(known, blends, torch.inf).argmin())])
-
     def _judges(self, cohort: np.ndarray) -> np.ndarray:
         """Samples of the cohort's clients that hold some of them out: a single one is never held out."""
         samples = self.setting.samples[cohort]
@@ -266,7 +235,6 @@ class AMN(ClassOffsets, Mixing):
     def _figures(self, server: State) -> dict[str, Any]:
         network = self._network(server)
         return {
-            "rho": float(server["rho"]),
             "gate": network.gates.tolist(),
             "evidence": network.omega.tolist(),
         }
@@ -286,34 +254,9 @@ class AMN(ClassOffsets, Mixing):
         self.shifted(model, -offset, room=model)
         room = torch.empty_like(model)
         sketch = self._sketch(model, scratch=room)
-        errors = [0.0] * len(self.wire.figures)
-        if held:
-            errors = self._errors(client, hybrid, offset, held, engine, room)
         if self._steps_in(client.round):
             self._held_out_gradient(client, offset, held, engine, room)
-        return Update(
-            figures=dict(zip(self.wire.figures, errors)),
-            state={"model": model, "hybrid": hybrid},
-            features=sketch,
-        )
-
-    def _errors(
-        self,
-        client: Client,
-        hybrid: torch.Tensor,
-        offset: torch.Tensor,
-        held: int,
-        engine: Engine,
-        room: torch.Tensor,
-    ) -> list[float]:
-        """Shares of errors on the held-out samples: of the local model and of two blends."""
-        import torch
-
-        x, y, found = client.x[:held], client.y[:held], []
-        for rho in (1.0, *(RHO[k] for k in tried(client.round))):
-            torch.lerp(hybrid, client.up[0], rho, out=room)
-            found.append(1 - engine.correct(self.shifted(room, offset, room=room), x, y) / held)
-        return found
+        return Update(state={"model": model, "hybrid": hybrid}, features=sketch)
 
     def _held_out_gradient(
         self, client: Client, offset: torch.Tensor, held: int, engine: Engine, room: torch.Tensor
@@ -359,6 +302,12 @@ class AMN(ClassOffsets, Mixing):
         return slice(0, 0)
 
     @cached_property
+    def _last(self) -> Part:
+        """The layer nearest the scores."""
+        layout = self.setting.layout
+        return layout.part(last_layers(self.setting, 1, most=len(layout.layers)))
+
+    @cached_property
     def _sketch(self) -> Sketch:
         """Drawn where a client trains first."""
         from amn_mpi import meta
@@ -367,9 +316,12 @@ class AMN(ClassOffsets, Mixing):
         return meta.Sketch(self.setting.layout.groups, self.options.sketch, seed)
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        model, hybrid = client.state["model"], client.state["hybrid"]
-        yield "local", self.to_client(model, client.y)
-        yield "hybrid", self.to_client(hybrid, client.y)
-        yield "blend", self.to_client(hybrid.lerp(model, numbers["rho"]), client.y)
+        hybrid = self.to_client(client.state["hybrid"], client.y)
+        yield "local", self.to_client(client.state["model"], client.y)
+        yield "hybrid", hybrid
+        if epochs := self.options.fit:
+            order = client.generator("fit")
+            hybrid = engine.train(hybrid, client.x, client.y, order, epochs=epochs, only=self._last)
+        yield "fitted", hybrid

@@ -3,7 +3,7 @@ algorithm 1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -65,7 +65,7 @@ class APFL(FedAvg):
         return Update(state={"personal": v, "mixed": v.lerp(w, 1 - float(kept)), "alpha": kept})
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "mixed", client.state["mixed"]
         yield "global", received[0]

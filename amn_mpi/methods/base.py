@@ -18,7 +18,7 @@ options of methods without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -134,10 +134,6 @@ class Method:
         """Change the server state by what arrived; returns figures for the metrics (JSON values)."""
         return {}
 
-    def deploy(self, server: State) -> dict[str, float]:
-        """Numbers that every client needs to form its models for evaluation."""
-        return {}
-
     def attention(self, server: State) -> np.ndarray | None:
         """Who listens to whom, (layers, N, N), for methods that have such weights."""
         return None
@@ -173,15 +169,16 @@ class Method:
         return None
 
     def settle(
-        self, answer: torch.Tensor, own: torch.Tensor, numbers: Mapping[str, float]
+        self, answer: torch.Tensor, trained: Callable[..., torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """A newcomer's models by name, as ``newcomer_models`` has them, each (P,).
 
         Args:
-            answer: the method's. own: the newcomer's own model by now, as it would be sent. numbers: see
-                ``deploy``. All are what goes between client and server: see ``to_client``.
+            answer: the method's. trained: ``trained()`` is the newcomer's model after so many epochs more,
+                ``trained(only=part)`` the answer of which that part alone was trained for as many. All are
+                what goes between client and server: see ``to_client``.
         """
-        yield "finetuned", own
+        yield "finetuned", trained()
 
     # ---- the client's rank
 
@@ -197,7 +194,7 @@ class Method:
         raise TypeError(f"{type(self).__name__} has no local update")
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The client's models as (name, (P,) vector), in the order of ``models``.
 

@@ -3,7 +3,7 @@ Federated Learning", AAAI 2023, algorithm 1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -106,7 +106,7 @@ class FedALA(FedAvg):
         return Update(state={"model": model.clone(), "weights": weights, "merges": merges})
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "merged", self.merged(client, received[0], engine)[0]
         yield "local", client.state["model"]

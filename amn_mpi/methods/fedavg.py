@@ -53,7 +53,7 @@ class FedAvg(ClassOffsets):
         return {}
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "global", self.to_client(received[0], client.y)
 

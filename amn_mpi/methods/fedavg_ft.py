@@ -3,7 +3,7 @@ Adaptation", arXiv:2002.04758, section 3 (fine-tuning)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,8 +40,8 @@ class FedAvgFinetuned(FedAvg):
         self.scratch += self.prior > 0  # the model that fine-tuning starts from
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         order = client.generator("finetune")
         yield "finetuned", engine.train(self.to_client(received[0], client.y), client.x, client.y, order)
-        yield from super().deployed(client, received, numbers, engine)
+        yield from super().deployed(client, received, engine)

@@ -3,7 +3,7 @@ NeurIPS 2020, algorithm 1 with option II (model averaging)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,6 +86,6 @@ class IFCA(Method):
         return Update(figures={"group": float(group)})
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "group", received[self.nearest(client, received, engine)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from amn_mpi.errors import ConfigError
@@ -54,7 +54,7 @@ class PartlyShared(FedAvg):
         return engine.train(model, client.x, client.y, client.generator("shuffle"))
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "personal", self.joined(client, received[0], engine)
 

@@ -4,7 +4,7 @@ its section 5: first-order (FO) and Hessian-free (HF)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -61,7 +61,7 @@ class PerFedAvg(FedAvg):
         return Update()
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         w, steps = engine.vector(received[0]), self.options.adapt_steps
         batches = engine.batches(client.x, client.y, client.generator("adapt"), epochs=steps)

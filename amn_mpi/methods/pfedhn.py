@@ -3,7 +3,7 @@ ICML 2021, algorithm 1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -113,10 +113,10 @@ class PFedHN(Method):
             return Reply(network.made(own))
 
     def settle(
-        self, answer: torch.Tensor, own: torch.Tensor, numbers: Mapping[str, float]
+        self, answer: torch.Tensor, trained: Callable[..., torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "generated", answer
-        yield "finetuned", own
+        yield "finetuned", trained()
 
     def _step(self, parameters: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor) -> None:
         o = self.options
@@ -161,6 +161,6 @@ class PFedHN(Method):
         return Update()
 
     def deployed(
-        self, client: Client, received: torch.Tensor, numbers: Mapping[str, float], engine: Engine
+        self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         yield "generated", received[0]

@@ -46,7 +46,7 @@ class Wire:
     figures: tuple[str, ...] = ()
     renewed: bool = False
     kinds: tuple[str, ...] = ("parameters",)
-    figure_kind: str = "losses"
+    figure_kind: str = "figures"
     feature_kind: str = "features"
 
     def __post_init__(self) -> None:
