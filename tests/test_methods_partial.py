@@ -18,7 +18,7 @@ import torch
 from amn_mpi import models, rng, rounds, turns
 from amn_mpi.config import Local, Model
 from amn_mpi.errors import ConfigError
-from amn_mpi.methods import fedala, fedavg, fedper, fedrep, get, lg_fedavg
+from amn_mpi.methods import fedala, fedavg, fedavg_ft, fedper, fedrep, get, lg_fedavg
 from amn_mpi.methods.base import Pull, Setting
 from amn_mpi.params import ParameterLayout, Part
 
@@ -181,6 +181,36 @@ def test_fedper_without_a_head_is_fedavg(tmp_path: Path, trained: Local) -> None
     for one, other in zip(deployed(per, 3), deployed(avg, 3)):
         assert np.array_equal(one["personal"], other["global"])
     assert all(np.array_equal(counts(a), counts(b)) for a, b in zip(found, same))
+
+
+@pytest.mark.parametrize("cohort", [1.0, 0.5])
+@pytest.mark.parametrize("trained", LOCALS, ids=["epochs", "momentum"])
+@pytest.mark.parametrize("prior", [0.0, 0.7])
+def test_only_the_head_is_fine_tuned(tmp_path: Path, prior: float, trained: Local, cohort: float) -> None:
+    options = fedavg_ft.Options(head=1, prior=prior)
+    run, outcomes = train(tmp_path, options, 2, local=trained, cohort=cohort)
+    x, y = plain.numbers(run)
+    mean = run.server["model"].double().numpy()
+    used = [mean + plain.offset(y[i], prior, plain.CLASSES, SIZE) for i in range(5)]
+    tuned = [descend(used[i], x[i], y[i], trained, draw(run, 2, i, "finetune"), HEAD) for i in range(5)]
+    found = deployed(run, 2)
+    np.testing.assert_allclose([d["finetuned"] for d in found], tuned, **CLOSE)
+    assert all(np.array_equal(d["finetuned"][BODY], mean[BODY]) for d in found)
+    assert min(abs(d["finetuned"] - own)[HEAD].max() for d, own in zip(found, used)) > 0.01
+    assert counts(outcomes[-1]).T.tolist() == [right(run, tuned), right(run, used)]
+    rounds_of_fedavg, _ = train(tmp_path, fedavg.Options(prior=prior), 2, local=trained, cohort=cohort)
+    assert torch.equal(run.server["model"], rounds_of_fedavg.server["model"])
+
+
+def test_a_head_of_all_layers_is_fine_tuning(tmp_path: Path) -> None:
+    two, all_of_it = (train(tmp_path, fedavg_ft.Options(head=n), 1, local=LOCALS[1])[0] for n in (2, 0))
+    for one, other in zip(deployed(two, 1), deployed(all_of_it, 1)):
+        assert np.array_equal(one["finetuned"], other["finetuned"])
+
+
+def test_more_layers_than_there_are() -> None:
+    with pytest.raises(ConfigError, match="method.head = 3: the model has 2 layers .*valid is at most 2"):
+        fedavg_ft.FedAvgFinetuned(fedavg_ft.Options(head=3), setting("mlp"))
 
 
 @pytest.mark.parametrize(

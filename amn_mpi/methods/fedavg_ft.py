@@ -11,11 +11,13 @@ from amn_mpi.config import key
 from amn_mpi.methods.base import Client, Setting
 from amn_mpi.methods.fedavg import FedAvg
 from amn_mpi.methods.offsets import prior_key
+from amn_mpi.methods.partial import last_layers
 
 if TYPE_CHECKING:
     import torch
 
     from amn_mpi.local import Engine
+    from amn_mpi.params import Part
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Options:
     """Fine-tuning is one round of local training (``local.epochs`` or ``local.steps``)."""
 
     name: str = key("fedavg_ft", "method")
+    head: int = key(0, "how many of the last layers are fine-tuned; 0: all", ge=0)
     prior: float = prior_key(0.0)
 
 
@@ -38,10 +41,15 @@ class FedAvgFinetuned(FedAvg):
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__(options, setting)
         self.scratch += self.prior > 0  # the model that fine-tuning starts from
+        self.tuned = self._head(options.head) if options.head else None
+
+    def _head(self, count: int) -> Part:
+        layout = self.setting.layout
+        return layout.part(last_layers(self.setting, count, most=len(layout.layers)))
 
     def deployed(
         self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        order = client.generator("finetune")
-        yield "finetuned", engine.train(self.to_client(received[0], client.y), client.x, client.y, order)
+        order, model = client.generator("finetune"), self.to_client(received[0], client.y)
+        yield "finetuned", engine.train(model, client.x, client.y, order, only=self.tuned)
         yield from super().deployed(client, received, engine)
