@@ -19,16 +19,16 @@ HOW, RANK = os.environ["HOW"], os.environ["PMI_RANK"]
 train, write, keep = compiled.CompiledEngine.train, RunFolder.write_models, comm.Communicator.keep
 
 
-def wrong(self: local.Engine, *args: object) -> object:
+def wrong(self: local.Engine, *args: object, **keys: object) -> object:
     raise ZeroDivisionError("broken on purpose")
 
 
-def busy(self: local.Engine, *args: object) -> object:
+def busy(self: local.Engine, *args: object, **keys: object) -> object:
     """Rank 1 alone is at work until 4.8 s after the idle rank began to wait."""
     while RANK == "1" and time.monotonic() < kept[0] + 4.8:
         self.tick()
         time.sleep(0.05)
-    return train(self, *args)
+    return train(self, *args, **keys)
 
 
 def slow(self: RunFolder, *args: object) -> str:
