@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 
 import numpy as np
 from report import table
+from suite import asked, seeds
 
-from amn_mpi import budget, kept, matrix, methods
+from amn_mpi import budget, methods
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
-from amn_mpi.errors import UserError
 from amn_mpi.methods.base import Setting
 from amn_mpi.scores import Score
 
@@ -60,22 +59,12 @@ def reached(score: Score, allowed: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite")
-    parser.add_argument("--scores", default="", help="a scores.csv; by default the one the suite keeps")
-    parser.add_argument("--seeds", default="", help="by default all that are there")
+    parser.add_argument("--seeds", type=seeds, default="", help="by default all that are there")
     parser.add_argument("--of", default="fedavg", help="the method whose whole run sets the bytes")
-    args = parser.parse_args()
-    suite = matrix.read(args.suite, {}, ())
+    args, suite, found = asked(parser)
     configs = {cell.label: cell.config for cell in suite.cells}
     scenarios = list(dict.fromkeys(cell.scenario for cell in suite.cells))
-    wanted = [int(seed) for seed in args.seeds.split(",") if seed]
-    if not (args.scores or suite.known):
-        parser.error(f"{args.suite} keeps no scores.csv; name one with --scores")
-    try:
-        found = kept.read(Path(args.scores or suite.known))
-    except UserError as error:
-        parser.error(str(error))
-    scores = [score for score in found if not wanted or score.seed in wanted]
+    scores = [score for score in found if not args.seeds or score.seed in args.seeds]
     cap = moved(configs[args.of])[-1]
     lines = []
     for label, config in configs.items():

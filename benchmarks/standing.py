@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from report import table
+from suite import asked, seeds
 
-from amn_mpi import kept, matrix
-from amn_mpi.errors import UserError
 from amn_mpi.methods.fedavg import CONTROL
-from amn_mpi.scores import Board, Score
+from amn_mpi.scores import Board
 from amn_mpi.tables import number, signed
 
 FIGURE, WORST = "mean_last5", "worst10"
@@ -71,39 +68,35 @@ def rivals(chosen: Board, judged: Board) -> list[Rival]:
     return found
 
 
-def of_seeds(scores: Iterable[Score], seeds: str) -> list[Score]:
-    wanted = {int(seed) for seed in seeds.split(",") if seed}
-    return [score for score in scores if score.seed in wanted]
+def named(some: set[int]) -> str:
+    return ",".join(map(str, sorted(some)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite")
-    parser.add_argument("--scores", default="", help="a scores.csv; by default the one the suite keeps")
-    parser.add_argument("--chosen", default="0,1,2", help="seeds that choose each scenario's best baseline")
-    parser.add_argument("--judged", default="10,11,12", help="seeds on which AMN is held against it")
+    parser.add_argument(
+        "--chosen", type=seeds, default="0,1,2", help="seeds that choose each scenario's best baseline"
+    )
+    parser.add_argument(
+        "--judged", type=seeds, default="10,11,12", help="seeds on which AMN is held against it"
+    )
     parser.add_argument("--control", default="iid", help="scenarios that are not in the average")
-    args = parser.parse_args()
-    suite = matrix.read(args.suite, {}, ())
-    if not (args.scores or suite.known):
-        parser.error(f"{args.suite} keeps no scores.csv; name one with --scores")
-    try:
-        scores = kept.read(Path(args.scores or suite.known))
-    except UserError as error:
-        parser.error(str(error))
-    judged = of_seeds(scores, args.judged)
+    args, suite, scores = asked(parser)
+    chosen, judged = ([s for s in scores if s.seed in some] for some in (args.chosen, args.judged))
     if not judged:
-        parser.error(f"--judged {args.judged}: no run has one of these seeds")
+        parser.error(f"--judged {named(args.judged)}: no run has one of these seeds")
     uneven = [score for score in judged if score.scenario not in args.control.split(",")]
     board = Board(uneven, suite.reference)
-    print(f"Average over {', '.join(board.scenarios)}; seeds {args.judged}:\n")
+    print(f"Average over {', '.join(board.scenarios)}; seeds {named(args.judged)}:\n")
     marks = {who: f" ({board.aside(who)})" for who in board.labels if board.aside(who)}
     table(
         ("method", "average", f"{board.reference} ahead by"),
         [(who + marks.get(who, ""), value, lead) for who, value, lead in averages(board)],
     )
-    found = rivals(Board(of_seeds(scores, args.chosen), suite.reference), Board(judged, suite.reference))
-    print(f"Against the baseline that was best on seeds {args.chosen}, on seeds {args.judged}:\n")
+    found = rivals(Board(chosen, suite.reference), Board(judged, suite.reference))
+    print(
+        f"Against the baseline that was best on seeds {named(args.chosen)}, on seeds {named(args.judged)}:\n"
+    )
     rows = [
         (r.scenario, r.label, f"{r.chosen:.1f}", r.lead, f"{r.worst:+.1f}", "yes" if r.behind else "no")
         for r in found
