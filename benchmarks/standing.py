@@ -74,12 +74,8 @@ def named(some: set[int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--chosen", type=seeds, default="0,1,2", help="seeds that choose each scenario's best baseline"
-    )
-    parser.add_argument(
-        "--judged", type=seeds, default="10,11,12", help="seeds on which AMN is held against it"
-    )
+    parser.add_argument("--chosen", type=seeds, default="0,1,2", help="seeds that choose the best baselines")
+    parser.add_argument("--judged", type=seeds, default="10,11,12", help="seeds on which AMN is held to them")
     parser.add_argument("--control", default="iid", help="scenarios that are not in the average")
     args, suite, scores = asked(parser)
     chosen, judged = ([s for s in scores if s.seed in some] for some in (args.chosen, args.judged))
