@@ -113,4 +113,4 @@ def test_the_suites_differ_in_what_they_leave_out(monkeypatch: pytest.MonkeyPatc
         back = {key: getattr(found["amn"].method, key) for key in keys}
         assert replace(config.method, **back) == found["amn"].method
         assert (label == "amn") == (not keys) and file in ("", "benchmarks/ablation.py")
-    assert len({str(config.method) for config in found.values()}) == len(found) > 10
+    assert len({str(config.method) for config in found.values()}) == len(found) == 15
