@@ -62,28 +62,37 @@ def similarities(sketches: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     near 1. It takes away whatever is common to all sketches.
 
     Args:
-        sketches: (N, L, k), of every client's latest model.
+        sketches: (N, L, k), of every client's models.
         seen: (N,) bool; clients that never trained count neither as rows nor in the centre.
 
     Returns:
         (L, N, N), zero where either client is unseen.
     """
-    features = _features(sketches, sketches, seen) * seen[:, None]
+    features = _features(sketches, _centre(sketches, seen)) * seen[:, None]
     return features @ features.transpose(1, 2)
 
 
-def similarities_to(sketches: torch.Tensor, known: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def similarities_to(
+    sketches: torch.Tensor, centre: torch.Tensor, known: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
     """Cosines of newcomers' sketches, (n, L, k), and those of the trained clients, (N, L, k): (L, n, N).
 
-    Centred by the trained clients alone: what a newcomer gets does not depend on who comes with it.
+    Args:
+        centre: (L, k), sketch of the mean of the trained clients' models. Theirs alone: what a newcomer gets
+            does not depend on who comes with it.
     """
-    trained = _features(known, known, seen) * seen[:, None]
-    return _features(sketches, known, seen) @ trained.transpose(1, 2)
+    trained = _features(known, _centre(known, seen)) * seen[:, None]
+    return _features(sketches, centre) @ trained.transpose(1, 2)
 
 
-def _features(sketches: torch.Tensor, known: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Sketches without the mean of those seen, of length 1: (L, n, k)."""
-    centred = sketches - known[seen].sum(0) / max(1, int(seen.sum()))
+def _centre(sketches: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Mean of those seen, (L, k)."""
+    return sketches[seen].sum(0) / max(1, int(seen.sum()))
+
+
+def _features(sketches: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Sketches without what is common, of length 1: (L, n, k)."""
+    centred = sketches - centre
     return (centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-30)).transpose(0, 1)
 
 
@@ -161,13 +170,11 @@ class Lesson:
 
     Attributes:
         slope: (L,), derivative of the pooled loss by omega, were all gates open.
-        gain: (L,), nats of pooled held-out loss that listening to neighbours saves in each layer.
-        noise: (L,), its standard error over the clients that say something; infinite for fewer than two.
+        saved: (n, L), nats of its held-out loss that listening to neighbours saves a client in each layer.
     """
 
     slope: torch.Tensor
-    gain: torch.Tensor
-    noise: torch.Tensor
+    saved: torch.Tensor
 
 
 def lesson(
@@ -189,38 +196,51 @@ def lesson(
     whole = inner.sum(0)
     by_logit = attention * (whole - (attention * whole).sum(1, keepdim=True))
     slope = tau * torch.einsum("i,ij,mij->m", weights, by_logit, similarity)
-    saved = ((common - attention) * inner).sum(2) * heard
-    gain = saved @ weights
-    n = int(weights.count_nonzero())
-    spread = ((saved - gain[:, None]).square() @ weights.square()).sqrt()
-    noise = spread * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(gain, torch.inf)
-    return Lesson(slope, gain, noise)
+    return Lesson(slope, (((common - attention) * inner).sum(2) * heard).T)
 
 
-def learn(
-    logits: torch.Tensor,
-    lesson: Lesson,
-    sizes: torch.Tensor,
-    evidence_lr: float,
-    gate_lr: float,
-    price: float,
-) -> None:
-    """One step of the meta-network, in place on its (2, L) ``logits``.
-
-    Evidence: exponentiated gradient (Kivinen and Warmuth, Information and Computation 132, 1997).
-    Gates: a layer opens where its share of all layers' gain is above ``price`` times its share of the
-    parameters and above twice its noise, else it closes. A large layer takes most of a common model's
-    data with it, so it has to bring more: with equal terms all gates open where the last layer's suffices.
+def pooled(saved: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of what clients save, (n, L), and its standard error, (L,) each.
 
     Args:
-        sizes: (L,), parameters of each layer. evidence_lr: logits a nat. gate_lr: logits a round.
+        weights: (n,), sum to 1, 0 of clients that say nothing. Fewer than two others: no end of noise.
     """
-    evidence, gates = logits
-    if evidence_lr:
-        evidence -= evidence_lr * lesson.slope
-        evidence.sub_(evidence.max().clone()).clamp_(min=-EVIDENCE)
-    gain = lesson.gain.clamp_min(0)
-    needed = price * sizes / sizes.sum() * gain.sum() + 2 * lesson.noise
-    if gate_lr:
-        gates += gate_lr * (gain / needed.clamp_min(1e-12) - 1).clamp(-1, 3)
-        gates.clamp_(-GATE, GATE)
+    gain = weights @ saved
+    n = int(weights.count_nonzero())
+    spread = (weights.square() @ (saved - gain).square()).sqrt()
+    return gain, spread * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(gain, torch.inf)
+
+
+def believe(logits: torch.Tensor, slope: torch.Tensor, lr: float) -> None:
+    """A step of the evidence, in place on the network's (2, L) ``logits``.
+
+    Exponentiated gradient (Kivinen and Warmuth, Information and Computation 132, 1997).
+
+    Args:
+        slope: (L,), derivative of the loss by the evidence's weights. lr: logits a nat, 0: it stays.
+    """
+    if not lr:
+        return
+    evidence = logits[0]
+    evidence -= lr * slope
+    evidence.sub_(evidence.max().clone()).clamp_(min=-EVIDENCE)
+
+
+def open_gates(
+    logits: torch.Tensor, gain: torch.Tensor, noise: torch.Tensor, prices: torch.Tensor, lr: float
+) -> None:
+    """A step of the gates, in place on the network's (2, L) ``logits``.
+
+    A layer opens where its gain is above its price and its noise together, else it closes.
+
+    Args:
+        gain, noise: (L,), of ``pooled``. prices: (L,), as shares of the gain of all layers.
+        lr: logits a round, 0: they stay.
+    """
+    if not lr:
+        return
+    gain = gain.clamp_min(0)
+    needed = prices * gain.sum() + noise
+    gates = logits[1]
+    gates += lr * (gain / needed.clamp_min(1e-12) - 1).clamp(-1, 3)
+    gates.clamp_(-GATE, GATE)

@@ -8,6 +8,7 @@ Each class is a method's name, such as ``benchmarks/ablation.py:WholeModel``, an
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +26,16 @@ class WithItself(AMN):
 
     def _views(self, server: State, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         similarity, _, _ = super()._views(server, cohort)
-        seen = server["seen"]
+        seen = self._seen(server)
         allowed = seen.expand(len(cohort), -1) & seen[cohort][:, None]
         return similarity, allowed, self._common(server).expand(len(cohort), -1)
 
 
 class Uncentred(AMN):
     """Cosines of the models' sketches as they are: all models start from one initialisation."""
+
+    def _centred(self, sketches: torch.Tensor) -> torch.Tensor:
+        return sketches
 
     def _views(self, server: State, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         _, allowed, common = super()._views(server, cohort)
@@ -63,7 +67,7 @@ class OwnNetworks(AMN):
     def mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
         import torch
 
-        if not server["seen"].any() or round <= self.options.common_rounds:
+        if not self._seen(server).any() or round <= self.options.common_rounds:
             return super().mixing(server, round, cohort)
         similarity, allowed, common = self._views(server, cohort)
         rows = []
@@ -78,17 +82,19 @@ class OwnNetworks(AMN):
 
         from amn_mpi import meta
 
-        o, (similarity, allowed, common) = self.options, self._views(server, cohort)
-        sizes = torch.tensor([float(group.size) for group in self.setting.layout.groups])
+        o, judges = self.options, self._judges(cohort)
+        similarity, allowed, common = self._views(server, cohort)
         for k, client in enumerate(cohort):
-            if not self._judges(cohort)[k]:
+            if not judges[k]:
                 continue
             own, logits = slice(k, k + 1), server["meta"][client]
             attention = self._network({"meta": logits}).attention(similarity[:, own], allowed[own])
             alone = torch.ones(1)
             found = meta.lesson(attention, similarity[:, own], common[own], inner[:, own], alone, o.tau)
-            found = replace(found, noise=torch.zeros_like(found.noise))
-            meta.learn(logits, found, sizes, o.evidence_lr, o.gate_lr, o.price)
+            self._recall(server, cohort[own], judges[own], found.saved)
+            gain = server["gains"][client]
+            meta.believe(logits, found.slope, o.evidence_lr)
+            meta.open_gates(logits, gain, torch.zeros_like(gain), self._prices, o.gate_lr)
 
     def attention(self, server: State) -> np.ndarray:
         everyone = np.arange(self.setting.clients)
@@ -105,6 +111,25 @@ class OwnNetworks(AMN):
             "gate": np.mean([network.gates.numpy() for network in networks], axis=0).tolist(),
             "evidence": np.mean([network.omega.numpy() for network in networks], axis=0).tolist(),
         }
+
+
+class LatestFeatures(AMN):
+    """Similarities of each client's newest model alone."""
+
+    def _remember(self, server: State, cohort: np.ndarray, sketches: torch.Tensor) -> None:
+        server["reports"][cohort] += 1
+        server["sketches"][cohort] = self._centred(sketches)
+
+
+class InProportion(AMN):
+    """A layer's price grows with its share of the parameters, not with a power of it."""
+
+    @cached_property
+    def _prices(self) -> torch.Tensor:
+        import torch
+
+        sizes = torch.tensor([float(group.size) for group in self.setting.layout.groups])
+        return self.options.price * sizes / sizes.sum()
 
 
 class Lengths(AMN):

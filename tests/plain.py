@@ -220,6 +220,13 @@ def cosines(sketches: Array, seen: Array) -> Array:
     return s
 
 
+def similarity(features: list[list[Array]], layers: int, k: int) -> Array:
+    """Cosines (L, N, N) of the means over each client's rounds; who has none is unseen."""
+    seen = np.array([bool(rounds) for rounds in features])
+    means = np.stack([np.mean(rounds, axis=0) if rounds else np.zeros((layers, k)) for rounds in features])
+    return cosines(means, seen) if seen.any() else np.zeros((layers, len(features), len(features)))
+
+
 def attention(omega: Array, tau: float, s: Array, i: int, seen: Array) -> Array:
     """a_ij for one client, (N,): softmax over the other seen clients, the same for all layers."""
     a = np.zeros(s.shape[1])
@@ -255,11 +262,10 @@ def judging(samples: Array, clients: Any) -> Array:
 
 @dataclass
 class Lesson:
-    """q, G and N of the meta step, (L,) each."""
+    """q of the meta step, (L,), and G_i of the cohort, (n, L)."""
 
     slope: Array
-    gain: Array
-    noise: Array
+    saved: Array
 
 
 def lesson(
@@ -267,7 +273,6 @@ def lesson(
 ) -> Lesson:
     """``inner`` (L, n, N) holds h_ij^l = g_i^l . theta_j^l of the cohort ``clients``."""
     layers, p = len(inner), judging(samples, clients)
-    n = sum(p > 0)
     slope, each = np.zeros(layers), np.zeros((len(clients), layers))
     for r, i in enumerate(clients):
         a, c = attention(omega, tau, s, i, seen), common(samples, seen, i)
@@ -278,22 +283,27 @@ def lesson(
         for layer in range(layers):
             slope[layer] += tau * p[r] * sum(a[j] * (whole[j] - mean) * s[layer, i, j] for j in range(len(a)))
             each[r, layer] = sum((c[j] - a[j]) * inner[layer, r, j] for j in range(len(a)))
-    gain = np.array([sum(p[r] * each[r, layer] for r in range(len(p))) for layer in range(layers)])
-    noise = np.full(layers, np.inf)
-    for layer in range(layers):
-        if n > 1:
-            away = sum(p[r] ** 2 * (each[r, layer] - gain[layer]) ** 2 for r in range(len(p)))
-            noise[layer] = np.sqrt(n / (n - 1) * away)
-    return Lesson(slope, gain, noise)
+    return Lesson(slope, each)
 
 
-def meta_step(meta: Meta, found: Lesson, sizes: list[int], o: Any) -> Meta:
+def pooled(each: Array, p: Array) -> tuple[Array, Array]:
+    """G_l and N_l of clients with shares p_i that save ``each``, (n, L); who has no share says nothing."""
+    gains, noises, n = [], [], sum(p > 0)
+    for column in each.T:
+        gain = sum(share * value for share, value in zip(p, column))
+        away = sum(share**2 * (value - gain) ** 2 for share, value in zip(p, column))
+        gains.append(gain)
+        noises.append(np.sqrt(n / (n - 1) * away) if n > 1 else np.inf)
+    return np.array(gains), np.array(noises)
+
+
+def meta_step(meta: Meta, slope: Array, gain: Array, noise: Array, sizes: list[int], o: Any) -> Meta:
     """``sizes`` P_l, ``o`` with evidence_lr, gate_lr and price."""
-    v = meta.v - o.evidence_lr * found.slope
+    v = meta.v - o.evidence_lr * slope
     top, z = max(v), meta.z.copy()
-    saved = [max(gain, 0.0) for gain in found.gain]
+    saved = [max(value, 0.0) for value in gain]
     for layer, size in enumerate(sizes):
-        need = o.price * size / sum(sizes) * sum(saved) + 2 * found.noise[layer]
+        need = o.price * (size / sum(sizes)) ** 1.5 * sum(saved) + noise[layer]
         above = saved[layer] / need if need else np.inf if saved[layer] else 0.0
         z[layer] = min(4.6, max(-4.6, z[layer] + o.gate_lr * min(3.0, max(-1.0, above - 1))))
     return Meta(np.array([max(value - top, -5.0) for value in v]), z)
@@ -333,12 +343,13 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
     w0 = initial(run)
     theta, hybrid = np.tile(w0, (n, 1)), np.tile(w0, (n, 1))
     own = [offset(y, o.prior, CLASSES, len(w0)) for y in ys]
-    seen, sketches = np.zeros(n, bool), np.zeros((n, len(groups), o.sketch))
+    seen, features = np.zeros(n, bool), [[] for _ in range(n)]
+    gains: dict[int, Array] = {}
     layers, sizes = len(groups), [g.stop - g.start for g in groups]
     meta = Meta(np.zeros(layers), np.full(layers, np.log(o.gate / (1 - o.gate))))
     for t in range(1, rounds + 1):
         cohort, learning = members(config, t, n), t <= o.meta_rounds
-        s = cosines(sketches, seen) if seen.any() else np.zeros((layers, n, n))
+        s = similarity(features, layers, o.sketch)
         down = {}
         for i in cohort:
             if not seen.any():
@@ -362,11 +373,17 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
         if learning and t > o.common_rounds:
             by_layer = np.array(inner).transpose(1, 0, 2)
             found = lesson(meta.omega, o.tau, s, samples, seen, cohort, by_layer)
-            meta = meta_step(meta, found, sizes, o)
+            for i, each in zip(cohort, found.saved):
+                if samples[i] > 1:
+                    gains[i] = o.recall * gains[i] + (1 - o.recall) * each if i in gains else each
+            p = np.array([samples[i] for i in gains])
+            gain, noise = pooled(np.array(list(gains.values())), p / p.sum())
+            meta = meta_step(meta, found.slope, gain, noise, sizes, o)
+        sketched = {i: sketch(new[i], signs, groups, o.sketch) for i in cohort}
         for i in cohort:
             theta[i], hybrid[i], seen[i] = new[i], down[i], True
-            sketches[i] = sketch(new[i], signs, groups, o.sketch)
-        s = cosines(sketches, seen)
+            features[i].append(sketched[i] - np.mean(list(sketched.values()), axis=0))
+        s = similarity(features, layers, o.sketch)
         every = np.stack([attention(meta.omega, o.tau, s, i, seen) for i in range(n)])
         yield Picture(hybrid.copy(), theta.copy(), meta, every)
 

@@ -49,8 +49,12 @@ def test_a_client_listens_to_itself(tmp_path: Path) -> None:
 
 
 def test_cosines_of_whole_sketches(tmp_path: Path) -> None:
-    run = after(begun(tmp_path, "Uncentred", sketch=200), 2)  # longer than a layer: sketches are models
-    models = run.state["model"].double().numpy()
+    run, models = (
+        begun(tmp_path, "Uncentred", sketch=200),
+        np.zeros((5, 57)),
+    )  # longer than a layer: as models
+    for _ in range(2):
+        models += after(run, 1).state["model"].double().numpy() / 2
     cut = plain.HIDDEN * (plain.FEATURES + 1)
     found = views(run)[0]
     for layer, part in enumerate((slice(0, cut), slice(cut, None))):
@@ -88,6 +92,19 @@ def test_lessons_of_clients_alone_make_up_the_one_of_all(tmp_path: Path) -> None
     assert len({tuple(gates) for gates in own.server["meta"][:, 1].tolist()}) > 1
 
 
+def test_features_and_prices_that_are_left_out(tmp_path: Path) -> None:
+    """Sketches of models, longer than their layers, so that they hold every parameter."""
+    newest, kept = (after(begun(tmp_path, name, sketch=200), 3) for name in ("LatestFeatures", "amn"))
+    signs = newest.method._sketch
+    for run in (newest, kept):
+        made = torch.stack([signs(model) for model in run.state["model"]])
+        latest = torch.allclose(run.server["sketches"], made - made.mean(0), atol=1e-6)
+        assert latest == (run is newest)
+    shares = np.array([36, 21]) / 57
+    np.testing.assert_allclose(begun(tmp_path, "InProportion").method._prices, 0.3 * shares, rtol=1e-6)
+    np.testing.assert_allclose(kept.method._prices, 0.3 * shares**1.5, rtol=1e-6)
+
+
 def test_gradients_keep_what_scales_a_layer(tmp_path: Path) -> None:
     cut = plain.HIDDEN * (plain.FEATURES + 1)
     along = {}
@@ -113,4 +130,4 @@ def test_the_suites_differ_in_what_they_leave_out(monkeypatch: pytest.MonkeyPatc
         back = {key: getattr(found["amn"].method, key) for key in keys}
         assert replace(config.method, **back) == found["amn"].method
         assert (label == "amn") == (not keys) and file in ("", "benchmarks/ablation.py")
-    assert len({str(config.method) for config in found.values()}) == len(found) == 15
+    assert len({str(config.method) for config in found.values()}) == len(found) == 18

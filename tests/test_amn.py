@@ -84,6 +84,8 @@ def changed(**keys: Any) -> Options:
         (changed(common_rounds=1, evidence_lr=0.0, gate_lr=0.0, tau=8.0), {"seed": 9}),
         (changed(evidence_lr=0.0), {}),
         (changed(gate_lr=0.0), {}),
+        (changed(recall=0.0), {}),
+        (changed(recall=0.5, common_rounds=1), {"cohort": 0.4, "seed": 6}),
         (changed(prior=0.0), {}),
         (changed(prior=0.4), {"cohort": 0.6}),
         (changed(soften=1.0), {}),
@@ -101,6 +103,8 @@ def changed(**keys: Any) -> Options:
         "static",
         "fixed evidence",
         "fixed gates",
+        "gains of a round alone",
+        "gains of clients that report at times",
         "no prior",
         "less prior",
         "not softened",
@@ -166,7 +170,7 @@ def test_a_single_seen_client_gives_numbers(tmp_path: Path) -> None:
         assert np.isfinite(metrics.effective_neighbours(run.method.attention(run.server))).all()
         if t == 1:
             assert not run.method.attention(run.server).any()
-    assert run.server["seen"].sum() > 1 and run.method.attention(run.server).any()
+    assert (run.server["reports"] > 0).sum() > 1 and run.method.attention(run.server).any()
 
 
 def test_one_client_in_all_trains_alone(tmp_path: Path) -> None:

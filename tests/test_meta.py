@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import plain
@@ -295,12 +294,12 @@ def test_lesson_agrees_with_differences_through_hybrid_and_loss(
     w = hybrids(omega, b, s, seen, clients)
     g = np.array([plain.mlp(w[k], *data(i))[1] for k, i in enumerate(clients)])
     found = taught(s, seen, clients, products(g))
-    np.testing.assert_allclose(found.gain, -np.array(by_gate), atol=1e-8, rtol=1e-5)
+    np.testing.assert_allclose(p @ found.saved.numpy(), -np.array(by_gate), atol=1e-8, rtol=1e-5)
     if gates == "open":
         np.testing.assert_allclose(found.slope, by_omega, atol=1e-8, rtol=1e-5)
         assert (abs(found.slope).max() > 1e-3) == (seen.sum() > 1)
     expected = plain.lesson(omega, TAU, s, SAMPLES, seen, clients, products(g).numpy())
-    for name in ("slope", "gain", "noise"):
+    for name in ("slope", "saved"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-12, err_msg=name)
 
 
@@ -313,56 +312,58 @@ def taught(s: np.ndarray, seen: np.ndarray, clients: list[int], inner: torch.Ten
     return meta.lesson(attention, s_, common, inner, weights, TAU)
 
 
-def told(each: list[list[float]], weights: list[float]) -> meta.Lesson:
-    """The lesson of clients who save ``each`` (n, L): they listen to client 0, all in common is client 1."""
-    n = len(each)
-    attention, common = torch.zeros(n, 3).double(), torch.zeros(n, 3).double()
-    attention[:, 0] = common[:, 1] = 1
-    inner = torch.zeros(len(each[0]), n, 3).double()
-    inner[:, :, 1] = torch.tensor(each).double().T
-    similarity = torch.zeros(len(each[0]), n, 3).double()
-    return meta.lesson(attention, similarity, common, inner, torch.tensor(weights).double(), TAU)
+def test_what_a_client_saves_by_hand() -> None:
+    """Client 0 listens to client 2 alone, client 1 to nobody; all in common is client 1 and 0."""
+    attention = torch.tensor([[0.0, 0, 1], [0, 0, 0]]).double()
+    common = torch.tensor([[0.0, 1, 0], [1, 0, 0]]).double()
+    inner = torch.tensor([[[9.0, 3, 1], [5, 9, 7]], [[9.0, 1, 4], [5, 9, 7]]]).double()
+    found = meta.lesson(
+        attention, torch.zeros(2, 2, 3).double(), common, inner, torch.ones(2).double() / 2, TAU
+    )
+    assert found.saved.tolist() == [[3.0 - 1.0, 1.0 - 4.0], [0.0, 0.0]]
+
+
+# ---- means over the clients
+
+
+def pooled(each: list[list[float]], weights: list[float]) -> tuple[list[float], list[float]]:
+    gain, noise = meta.pooled(torch.tensor(each).double(), torch.tensor(weights).double())
+    expected = plain.pooled(np.array(each), np.array(weights))
+    np.testing.assert_allclose([gain, noise], expected, atol=1e-12)
+    return gain.tolist(), noise.tolist()
 
 
 def test_gain_and_noise_by_hand() -> None:
     # G = (3 + 1) / 2 = 2, N = sqrt(2 / 1 * (1 + 1) / 4) = 1; and of four equal clients std / sqrt(4)
-    found = told([[3.0], [1.0]], [0.5, 0.5])
-    assert (float(found.gain), float(found.noise)) == pytest.approx((2.0, 1.0))
+    assert pooled([[3.0, 0.0], [1.0, 0.0]], [0.5, 0.5]) == ([2.0, 0.0], [pytest.approx(1.0), 0.0])
     each = [0.2, -0.1, 0.4, 0.3]
-    found = told([[v] for v in each], [0.25] * 4)
-    assert float(found.gain) == pytest.approx(0.2)
-    assert float(found.noise) == pytest.approx(np.std(each, ddof=1) / 2)
+    (gain,), (noise,) = pooled([[v] for v in each], [0.25] * 4)
+    assert (gain, noise) == pytest.approx((0.2, np.std(each, ddof=1) / 2))
     # Unequal weights: G = 0.8 * 1 - 0.2 * 1 = 0.6, N = sqrt(2 (0.64 * 0.16 + 0.04 * 2.56))
-    found = told([[1.0], [-1.0]], [0.8, 0.2])
-    assert float(found.gain) == pytest.approx(0.6)
-    assert float(found.noise) == pytest.approx(math.sqrt(2 * (0.64 * 0.16 + 0.04 * 2.56)))
+    (gain,), (noise,) = pooled([[1.0], [-1.0]], [0.8, 0.2])
+    assert (gain, noise) == pytest.approx((0.6, math.sqrt(2 * (0.64 * 0.16 + 0.04 * 2.56))))
 
 
 def test_one_client_alone_has_no_end_of_noise() -> None:
     """Nor has one beside others that say nothing."""
-    for found in (told([[3.0, 1.0]], [1.0]), told([[0.0, 0.0], [3.0, 1.0]], [0.0, 1.0])):
-        assert found.gain.tolist() == [3.0, 1.0] and found.noise.tolist() == [math.inf, math.inf]
+    for each, weights in (([[3.0, 1.0]], [1.0]), ([[0.0, 0.0], [3.0, 1.0]], [0.0, 1.0])):
+        assert pooled(each, weights) == ([3.0, 1.0], [math.inf, math.inf])
 
 
 def test_who_says_nothing_changes_nothing() -> None:
-    two, three = told([[3.0], [1.0]], [0.5, 0.5]), told([[3.0], [0.0], [1.0]], [0.5, 0.0, 0.5])
-    for found in (two, three):
-        assert (float(found.gain), float(found.noise)) == pytest.approx((2.0, 1.0))
+    two, three = pooled([[3.0], [1.0]], [0.5, 0.5]), pooled([[3.0], [0.0], [1.0]], [0.5, 0.0, 0.5])
+    assert two == three == ([2.0], [pytest.approx(1.0)])
 
 
 # ---- what is learned of it
 
 
-def learned(
-    v: list[float], z: list[float], slope: list[float], gain: list[float], noise: list[float], **keys: Any
-) -> list[list[float]]:
-    """Logits after a step, of layers with 0.1, 0.3 and 0.6 of the parameters."""
-    logits = torch.tensor([v, z], dtype=torch.float64)
-    about = meta.Lesson(*(torch.tensor(t, dtype=torch.float64) for t in (slope, gain, noise)))
-    sizes = torch.tensor([10.0, 30.0, 60.0], dtype=torch.float64)
-    keys = {"evidence_lr": 0.0, "gate_lr": 1.0, "price": 1.0, **keys}
-    meta.learn(logits, about, sizes, **keys)
-    return logits.tolist()
+def learned(v: list[float], slope: list[float], lr: float) -> list[float]:
+    """Evidence after a step; the gates stay."""
+    logits = torch.tensor([v, [0.3] * len(v)], dtype=torch.float64)
+    meta.believe(logits, torch.tensor(slope, dtype=torch.float64), lr)
+    assert logits[1].tolist() == [0.3] * len(v)
+    return logits[0].tolist()
 
 
 ZERO = [0.0, 0.0, 0.0]
@@ -370,50 +371,66 @@ ZERO = [0.0, 0.0, 0.0]
 
 def test_evidence_takes_a_step_and_the_best_is_zero() -> None:
     # 0 - 10 * 0.1, 1 - 10 * (-0.2), -1 - 0: -1, 3, -1; less the best: -4, 0, -4
-    v, z = learned([0.0, 1.0, -1.0], ZERO, [0.1, -0.2, 0.0], ZERO, ZERO, evidence_lr=10.0, gate_lr=0.0)
-    assert v == pytest.approx([-4.0, 0.0, -4.0]) and z == ZERO
+    assert learned([0.0, 1.0, -1.0], [0.1, -0.2, 0.0], 10.0) == pytest.approx([-4.0, 0.0, -4.0])
 
 
 def test_evidence_is_bounded() -> None:
     """No layer falls below e^-5 of the best one, so that it can come back."""
-    v, _ = learned(ZERO, ZERO, [3.0, -2.0, 0.1], ZERO, ZERO, evidence_lr=100.0)
+    v = learned(ZERO, [3.0, -2.0, 0.1], 100.0)
     assert v == [-5.0, 0.0, -5.0]
-    v, _ = learned(v, ZERO, [-0.1, 0.0, 0.0], ZERO, ZERO, evidence_lr=100.0)
-    assert v == pytest.approx([0.0, -5.0, -5.0])
+    assert learned(v, [-0.1, 0.0, 0.0], 100.0) == pytest.approx([0.0, -5.0, -5.0])
 
 
 def test_with_the_step_0_the_evidence_stays() -> None:
-    assert learned(ZERO, ZERO, [3.0, -2.0, 0.1], ZERO, ZERO)[0] == ZERO
+    assert learned([0.5, 0.0, -9.0], [3.0, -2.0, 0.1], 0.0) == [0.5, 0.0, -9.0]
+
+
+# Of 100 parameters the layers have 4, 32 and 64: to the power 1.5, as shares, 0.008, 0.18102 and 0.512.
+STEEP = [0.008, 0.32**1.5, 0.512]
+
+
+def opened(
+    z: list[float], gain: list[float], noise: list[float], lr: float = 1.0, price: float = 1.0
+) -> list[float]:
+    """Gates after a step; the evidence stays."""
+    logits = torch.tensor([[0.3] * 3, z], dtype=torch.float64)
+    about = [torch.tensor(t, dtype=torch.float64) for t in (gain, noise, [price * share for share in STEEP])]
+    meta.open_gates(logits, *about, lr=lr)
+    assert logits[0].tolist() == [0.3] * 3
+    return logits[1].tolist()
 
 
 def test_gates_open_by_their_share_of_the_gain() -> None:
-    """Of 1 nat the layers save 0.3, 0.3 and 0.4, and have 0.1, 0.3 and 0.6 of the parameters."""
-    _, z = learned(ZERO, ZERO, ZERO, [0.3, 0.3, 0.4], ZERO)
-    assert z == pytest.approx([0.3 / 0.1 - 1, 0.3 / 0.3 - 1, 0.4 / 0.6 - 1])
-    _, z = learned(ZERO, ZERO, ZERO, [0.3, 0.3, 0.4], ZERO, gate_lr=0.5, price=0.5)
-    assert z == pytest.approx([0.5 * 3, 0.5 * (0.3 / 0.15 - 1), 0.5 * (0.4 / 0.3 - 1)])
+    """Of 1 nat the layers save 0.02, 0.58 and 0.4."""
+    gain = [0.02, 0.58, 0.4]
+    assert opened(ZERO, gain, ZERO) == pytest.approx([g / s - 1 for g, s in zip(gain, STEEP)])
+    z = opened(ZERO, gain, ZERO, lr=0.5, price=2.0)
+    assert z == pytest.approx(
+        [0.5 * (0.02 / 0.016 - 1), 0.5 * (0.29 / STEEP[1] - 1), 0.5 * (0.4 / 1.024 - 1)]
+    )
+    twice = opened(ZERO, [2 * g for g in gain], ZERO, lr=0.5, price=2.0)
+    assert twice == pytest.approx(z), "shares: nats in all play no part"
 
 
 def test_a_gain_within_its_noise_closes() -> None:
-    """needed: share of the parameters and twice the noise, so 0.1 + 0.3, 0.3 and 0.6 + 0.2."""
-    _, z = learned(ZERO, ZERO, ZERO, [0.3, 0.3, 0.4], [0.15, 0.0, 0.1])
-    assert z == pytest.approx([0.3 / 0.4 - 1, 0.0, 0.4 / 0.8 - 1])
-    assert learned(ZERO, ZERO, ZERO, [0.3, 0.3, 0.4], [math.inf] * 3)[1] == [-1.0] * 3
+    """needed: the price and the noise, so 0.008 + 0.072, 0.18102 and 0.512 + 0.288."""
+    z = opened(ZERO, [0.02, 0.58, 0.4], [0.072, 0.0, 0.288])
+    assert z == pytest.approx([0.02 / 0.08 - 1, 0.58 / STEEP[1] - 1, 0.4 / 0.8 - 1])
+    assert opened(ZERO, [0.3, 0.3, 0.4], [math.inf] * 3) == [-1.0] * 3
 
 
 def test_what_is_lost_counts_as_no_gain() -> None:
     """A loss closes by 1 and makes the others' shares no larger: 0.2 of 0.2 nats, not of -0.8."""
-    _, z = learned(ZERO, ZERO, ZERO, [0.2, -1.0, 0.0], ZERO)
-    assert z == pytest.approx([3.0, -1.0, -1.0])
-    assert learned(ZERO, ZERO, ZERO, [-0.2, -1.0, 0.0], ZERO)[1] == [-1.0] * 3
-    assert learned(ZERO, ZERO, ZERO, ZERO, ZERO)[1] == [-1.0] * 3
+    assert opened(ZERO, [0.0, 0.2, -1.0], ZERO) == pytest.approx([-1.0, 3.0, -1.0])
+    assert opened(ZERO, [-0.2, -1.0, 0.0], ZERO) == [-1.0] * 3
+    assert opened(ZERO, ZERO, ZERO) == [-1.0] * 3
 
 
 def test_a_gate_moves_by_three_steps_at_most_and_within_bounds() -> None:
-    """1000 times what is needed opens by 3 steps; after some rounds gates are 0.99 and 0.01."""
+    """Far more than what is needed opens by 3 steps; after some rounds gates are 0.99 and 0.01."""
     z = ZERO
     for _round in range(10):
-        _, after = learned(ZERO, z, ZERO, [1.0, 0.0, 0.0], ZERO, gate_lr=0.5)
+        after = opened(z, [1.0, 0.0, 0.0], ZERO, lr=0.5)
         assert after[0] == pytest.approx(min(4.6, z[0] + 1.5))
         assert after[1:] == pytest.approx([max(-4.6, z[1] - 0.5)] * 2)
         z = after
@@ -421,26 +438,25 @@ def test_a_gate_moves_by_three_steps_at_most_and_within_bounds() -> None:
 
 
 def test_price_0_opens_whatever_is_above_its_noise() -> None:
-    _, z = learned(ZERO, ZERO, ZERO, [0.3, 1e-3, 0.4], [0.05, 0.0, 0.4], price=0.0)
+    z = opened(ZERO, [0.3, 1e-3, 0.4], [0.1, 0.0, 0.8], price=0.0)
     assert z == pytest.approx([0.3 / 0.1 - 1, 3.0, 0.4 / 0.8 - 1])
-    assert learned(ZERO, ZERO, ZERO, [0.0, -0.1, 0.0], ZERO, price=0.0)[1] == [-1.0] * 3
+    assert opened(ZERO, [0.0, -0.1, 0.0], ZERO, price=0.0) == [-1.0] * 3
 
 
 def test_with_the_step_0_the_gates_stay() -> None:
-    at = [-2.2, 1.0, 0.0]
-    assert learned(ZERO, at, [0.1, 0.0, 0.0], [1.0, 0.0, 0.0], ZERO, evidence_lr=9.0, gate_lr=0.0)[1] == at
+    at = [-7.0, 1.0, 0.0]
+    assert opened(at, [1.0, 0.0, 0.0], ZERO, lr=0.0) == at
 
 
 @pytest.mark.parametrize("price", [0.0, 0.6])
 def test_a_step_equals_numpy(price: float) -> None:
     """Eight steps with drawn lessons."""
     o = amn.Options(evidence_lr=20.0, gate_lr=0.7, price=price)
-    here, there = plain.Meta(np.zeros(3), np.full(3, -2.0)), [ZERO, [-2.0] * 3]
+    here, v, z = plain.Meta(np.zeros(3), np.full(3, -2.0)), ZERO, [-2.0] * 3
     draw = np.random.default_rng(2)
     for _round in range(8):
-        slope, gain, noise = draw.normal(0, 0.05, 3), draw.normal(0.1, 0.1, 3), draw.uniform(0, 0.05, 3)
-        here = plain.meta_step(here, plain.Lesson(slope, gain, noise), [10, 30, 60], o)
-        keys = {"evidence_lr": 20.0, "gate_lr": 0.7, "price": price}
-        there = learned(*there, slope.tolist(), gain.tolist(), noise.tolist(), **keys)
-        np.testing.assert_allclose(there, [here.v, here.z], atol=1e-12)
-    assert there[1] != [-4.6] * 3
+        slope, gain, noise = draw.normal(0, 0.05, 3), draw.normal(0.1, 0.1, 3), draw.uniform(0, 0.1, 3)
+        here = plain.meta_step(here, slope, gain, noise, [4, 32, 64], o)
+        v, z = learned(v, slope.tolist(), 20.0), opened(z, gain.tolist(), noise.tolist(), 0.7, price)
+        np.testing.assert_allclose([v, z], [here.v, here.z], atol=1e-12)
+    assert z != [-4.6] * 3 and max(z) > -2.0

@@ -72,14 +72,17 @@ def trained(clients: int = 5) -> tuple[Any, dict[str, Any], np.ndarray]:
     server = method.init(torch.zeros(size))
     for k in range(clients):
         method.mirror(server, "models", k, torch.from_numpy(rows[k]))
-        server["sketches"][k] = method._sketch(torch.from_numpy(rows[k]))
-    server["seen"][:] = torch.tensor([True] * (clients - 1) + [False])
+    server["sketches"].copy_(torch.from_numpy(draw.normal(size=server["sketches"].shape)))
+    server["reports"][:] = torch.tensor([3] * (clients - 1) + [0])
     server["meta"].copy_(torch.from_numpy(draw.normal(size=server["meta"].shape)))
     return method, server, rows
 
 
 def test_what_amn_answers() -> None:
-    """Against plain numpy: cosines of centred sketches, evidence, softmax, gate, commonality, sums."""
+    """Against plain numpy: cosines of centred sketches, evidence, softmax, gate, commonality, sums.
+
+    A newcomer's sketch is centred by that of the mean of the trained clients' models; theirs are kept.
+    """
     method, server, rows = trained()
     layout, own = method.setting.layout, np.random.default_rng(1).normal(size=(2, rows.shape[1]))
     own = own.astype(np.float32)
@@ -87,7 +90,7 @@ def test_what_amn_answers() -> None:
     reply = method.receive(server, torch.from_numpy(own))
     sketches = server["sketches"].numpy().astype(float)[:4]
     mine = np.stack([method._sketch(torch.from_numpy(v)).numpy() for v in own]).astype(float)
-    centre = sketches.mean(0)
+    centre, mean = sketches.mean(0), method._sketch(torch.from_numpy(rows[:4].mean(0))).numpy()
     layers = len(layout.groups)
     evidence, gates = server["meta"].numpy().astype(float)
     omega, gate = np.exp(evidence) / np.exp(evidence).sum(), 1 / (1 + np.exp(-gates))
@@ -95,7 +98,7 @@ def test_what_amn_answers() -> None:
     for i in range(2):
         cosines = np.zeros((layers, 4))
         for m in range(layers):
-            a = mine[i, m] - centre[m]
+            a = mine[i, m] - mean[m]
             for j in range(4):
                 b = sketches[j, m] - centre[m]
                 cosines[m, j] = a @ b / np.linalg.norm(a) / np.linalg.norm(b)

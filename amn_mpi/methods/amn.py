@@ -20,8 +20,9 @@ from amn_mpi import rng
 from amn_mpi.config import key
 from amn_mpi.methods.base import Arrived, Client, Reply, State, Update, Wire, held_out
 from amn_mpi.methods.mixing import Columns, Mixing
-from amn_mpi.methods.offsets import ClassOffsets, prior_key
+from amn_mpi.methods.offsets import prior_key
 from amn_mpi.methods.partial import last_layers
+from amn_mpi.methods.softened import SoftenedGradients
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,10 @@ class Options:
     gate: float = key(0.1, "share of the personal part at the start", gt=0, lt=1)
     evidence_lr: float = key(30.0, "step of the evidence, a nat of held-out loss; 0: stays", ge=0)
     gate_lr: float = key(0.5, "step of the gates, a round; 0: stay", ge=0)
-    price: float = key(0.3, "gain that opens a layer, as a multiple of its share of the parameters", ge=0)
+    recall: float = key(0.8, "part of a client's remembered gains that a round leaves", ge=0, lt=1)
+    price: float = key(
+        0.3, "share of the gain that opens a layer, over its share of the parameters to the power 1.5", ge=0
+    )
     common_rounds: int = key(5, "rounds of plain averaging first", ge=0)
     meta_rounds: int = key(30, "rounds after which the meta-network stays and all samples train", ge=0)
     held_out: float = key(0.125, "part of a client's training samples for the meta step alone", gt=0, lt=1)
@@ -53,7 +57,7 @@ class Options:
     report: Literal["local", "hybrid", "fitted"] = key("fitted", "which model is the client's own")
 
 
-class AMN(ClassOffsets, Mixing):
+class AMN(SoftenedGradients, Mixing):
     """One round: hybrids go down, each client returns its model and, where the meta-network learns from it, a
     held-out gradient.
 
@@ -66,7 +70,8 @@ class AMN(ClassOffsets, Mixing):
     label skew its own body would only bring in what it has learnt by heart.
 
     Similarities are made of sketches of the models (``features``). Each client's is made right after
-    its training, by its rank: there the model is in the cache, and all ranks work at once.
+    its training, by its rank: there the model is in the cache, and all ranks work at once. What one
+    round says of who is alike, and of what listening saves, is mostly noise: rank 0 keeps means of both.
     """
 
     Options = Options
@@ -102,15 +107,17 @@ class AMN(ClassOffsets, Mixing):
 
         clients, layers = self.setting.clients, len(self.setting.layout.groups)
         return {
-            "seen": torch.zeros(clients, dtype=torch.bool),
+            "reports": torch.zeros(clients, dtype=torch.int64),
             "sketches": torch.zeros(clients, layers, self.options.sketch),
+            "gains": torch.zeros(clients, layers),
+            "judged": torch.zeros(clients, dtype=torch.bool),
             "meta": meta.MetaNetwork.start(layers, self.options.gate),
         }
 
     def mixing(self, server: State, round: int, cohort: np.ndarray) -> torch.Tensor:
         import torch
 
-        if not server["seen"].any():  # everybody's model is the initial one
+        if not self._seen(server).any():  # everybody's model is the initial one
             return torch.eye(self.setting.clients)[cohort].expand(self.matrices, -1, -1)
         if round <= self.options.common_rounds:
             return self._common(server).expand(self.matrices, len(cohort), -1)
@@ -120,13 +127,11 @@ class AMN(ClassOffsets, Mixing):
 
     def learn(self, server: State, round: int, arrived: Arrived, measured: torch.Tensor) -> dict[str, Any]:
         """First the meta step, then the sketches: the hybrids came from the models before."""
-        import torch
 
         cohort = arrived.cohort
         if self._steps_in(round):
             self._meta_step(server, cohort, measured.float())
-        server["sketches"][cohort] = arrived.features.view(len(cohort), -1, self.options.sketch)
-        server["seen"][torch.from_numpy(cohort)] = True
+        self._remember(server, cohort, arrived.features.view(len(cohort), -1, self.options.sketch))
         return self._figures(server)
 
     def numbers(self, round: int) -> int:
@@ -158,9 +163,11 @@ class AMN(ClassOffsets, Mixing):
         from amn_mpi import meta
 
         network = self._network(server)
-        seen, allowed = server["seen"], server["seen"].expand(len(models), -1)
+        seen = self._seen(server)
+        allowed = seen.expand(len(models), -1)
         sketches = torch.stack([self._sketch(model) for model in models])
-        similarity = meta.similarities_to(sketches, server["sketches"], seen)
+        mean = self.mixed(server, (seen / seen.sum()).expand(self.matrices, 1, -1).contiguous())[0]
+        similarity = meta.similarities_to(sketches, self._sketch(mean), server["sketches"], seen)
         common = self._common(server).expand(len(models), -1)
         attention = network.attention(similarity, allowed)
         weights = network.mixing(attention, common).contiguous()
@@ -177,7 +184,7 @@ class AMN(ClassOffsets, Mixing):
         """Shares of the clients seen by now, by samples, (N,)."""
         import torch
 
-        samples = torch.from_numpy(self.setting.samples).float() * server["seen"]
+        samples = torch.from_numpy(self.setting.samples).float() * self._seen(server)
         return samples / samples.sum()
 
     def small_floats(self, cohort: int) -> float:
@@ -205,12 +212,26 @@ class AMN(ClassOffsets, Mixing):
 
         from amn_mpi import meta
 
-        seen, queries = server["seen"], torch.from_numpy(cohort)
+        seen, queries = self._seen(server), torch.from_numpy(cohort)
         samples = torch.from_numpy(self.setting.samples).float()
         allowed = seen.expand(len(cohort), -1) & seen[queries, None]
         allowed = allowed & (torch.arange(len(seen)) != queries[:, None])
         similarity = meta.similarities(server["sketches"], seen)[:, queries]
         return similarity, allowed, meta.leave_one_out(samples, seen, queries)
+
+    def _seen(self, server: State) -> torch.Tensor:
+        """Who has trained by now, (N,) bool."""
+        return server["reports"] > 0
+
+    def _remember(self, server: State, cohort: np.ndarray, sketches: torch.Tensor) -> None:
+        """Each client's mean over its rounds of its sketch, (n, L, k)."""
+        server["reports"][cohort] += 1
+        kept, news = server["sketches"][cohort], self._centred(sketches)
+        server["sketches"][cohort] = kept + (news - kept) / server["reports"][cohort, None, None]
+
+    def _centred(self, sketches: torch.Tensor) -> torch.Tensor:
+        """Less their mean: what all models have in common changes with the rounds, as who reports does."""
+        return sketches - sketches.mean(0)
 
     def _meta_step(self, server: State, cohort: np.ndarray, inner: torch.Tensor) -> None:
         """A step by the products (L, n, N) of held-out gradients and models."""
@@ -218,19 +239,47 @@ class AMN(ClassOffsets, Mixing):
 
         from amn_mpi import meta
 
-        o, samples = self.options, torch.from_numpy(self._judges(cohort)).float()
-        if not samples.any():
+        o, judges = self.options, self._judges(cohort)
+        if not judges.any():
             return
         similarity, allowed, common = self._views(server, cohort)
         attention = self._network(server).attention(similarity, allowed)
-        found = meta.lesson(attention, similarity, common, inner, samples / samples.sum(), o.tau)
-        sizes = torch.tensor([float(group.size) for group in self.setting.layout.groups])
-        meta.learn(server["meta"], found, sizes, o.evidence_lr, o.gate_lr, o.price)
+        samples = torch.from_numpy(self.setting.samples).float()
+        weights = samples[cohort] * judges
+        found = meta.lesson(attention, similarity, common, inner, weights / weights.sum(), o.tau)
+        self._recall(server, cohort, judges, found.saved)
+        samples = samples * server["judged"]
+        gain, noise = meta.pooled(server["gains"], samples / samples.sum())
+        meta.believe(server["meta"], found.slope, o.evidence_lr)
+        meta.open_gates(server["meta"], gain, noise, self._prices, o.gate_lr)
 
-    def _judges(self, cohort: np.ndarray) -> np.ndarray:
-        """Samples of the cohort's clients that hold some of them out: a single one is never held out."""
-        samples = self.setting.samples[cohort]
-        return np.where(samples > 1, samples, 0)
+    def _judges(self, cohort: np.ndarray) -> torch.Tensor:
+        """Which of the cohort's clients hold samples out: a single one is never held out."""
+        import torch
+
+        return torch.from_numpy(self.setting.samples[cohort] > 1)
+
+    def _recall(self, server: State, cohort: np.ndarray, judges: torch.Tensor, saved: torch.Tensor) -> None:
+        """What the judges of a cohort save, (n, L), into each one's remembered gains."""
+        import torch
+
+        who = torch.from_numpy(cohort)[judges]
+        left = self.options.recall * server["judged"][who, None]
+        server["gains"][who] = left * server["gains"][who] + (1 - left) * saved[judges]
+        server["judged"][who] = True
+
+    @cached_property
+    def _prices(self) -> torch.Tensor:
+        """The share of the gain that opens each layer, (L,).
+
+        A large layer takes most of a common model's data with it, so it has to bring more: with equal
+        terms all gates open where the last layer's suffices. More than in proportion to its parameters
+        even: else a layer with most of them opens before a small one that brings a tenth of the gain.
+        """
+        import torch
+
+        sizes = torch.tensor([float(group.size) for group in self.setting.layout.groups])
+        return self.options.price * (sizes / sizes.sum()) ** 1.5
 
     def _figures(self, server: State) -> dict[str, Any]:
         network = self._network(server)
@@ -255,51 +304,8 @@ class AMN(ClassOffsets, Mixing):
         room = torch.empty_like(model)
         sketch = self._sketch(model, scratch=room)
         if self._steps_in(client.round):
-            self._held_out_gradient(client, offset, held, engine, room)
+            self.held_out_gradient(client, offset, held, engine, room)
         return Update(state={"model": model, "hybrid": hybrid}, features=sketch)
-
-    def _held_out_gradient(
-        self, client: Client, offset: torch.Tensor, held: int, engine: Engine, room: torch.Tensor
-    ) -> None:
-        """At the local model; it goes where it is sent from. Zeros of a client that holds nothing out.
-
-        Its loss has its scores divided by ``soften``, the offset not. A local model is sure of itself:
-        without, few samples on which it errs decide over the loss. In trials the gains of layers stood three
-        times as far out of their noise. Divided scores are too unsure, in turn: without the part of the
-        gradient along the model, longer models, the means of few, seemed better than those of many.
-        """
-        model, gradient = client.up
-        if not held:
-            gradient.zero_()
-            return
-        room.copy_(model)
-        room[self._scores] /= self.options.soften
-        start = self.shifted(room, offset, room=room)
-        gradient.copy_(engine.gradient(start, client.x[:held], client.y[:held]))
-        gradient[self._scores] /= self.options.soften
-        self._across(gradient, model, room)
-
-    def _across(self, gradient: torch.Tensor, model: torch.Tensor, room: torch.Tensor) -> None:
-        """In place, layer by layer: without the part along the model, which would only scale the layer.
-
-        No dot products: MKL's round by where a vector lies, so by how many clients are on the rank.
-        """
-        import torch
-
-        for group in self.setting.layout.groups:
-            part, own, free = (vector[group.start : group.stop] for vector in (gradient, model, room))
-            along = torch.mul(part, own, out=free).sum()
-            length = torch.mul(own, own, out=free).sum()
-            part.addcmul_(own, along / length.clamp_min(1e-30), value=-1)
-
-    @cached_property
-    def _scores(self) -> slice:
-        """The layer that makes the scores, weights and biases; empty where no layer ends with them."""
-        biases = self.setting.layout.score_biases
-        for group in self.setting.layout.groups:
-            if biases is not None and group.start <= biases.start < group.stop:
-                return slice(group.start, group.stop)
-        return slice(0, 0)
 
     @cached_property
     def _last(self) -> Part:
