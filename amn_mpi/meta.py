@@ -55,44 +55,44 @@ class Sketch:
         return out
 
 
-def similarities(sketches: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Cosines s_ij^l of centred sketches.
+def similarities(features: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Cosines s_ij^l of centred features.
 
     Centring matters: all models start from one initialisation, and without it every cosine is
-    near 1. It takes away whatever is common to all sketches.
+    near 1. It takes away whatever is common to all.
 
     Args:
-        sketches: (N, L, k), of every client's models.
+        features: (N, L, k), every client's sketches, or their means.
         seen: (N,) bool; clients that never trained count neither as rows nor in the centre.
 
     Returns:
         (L, N, N), zero where either client is unseen.
     """
-    features = _features(sketches, _centre(sketches, seen)) * seen[:, None]
-    return features @ features.transpose(1, 2)
+    unit = _unit(features, _centre(features, seen)) * seen[:, None]
+    return unit @ unit.transpose(1, 2)
 
 
 def similarities_to(
-    sketches: torch.Tensor, centre: torch.Tensor, known: torch.Tensor, seen: torch.Tensor
+    sketches: torch.Tensor, centre: torch.Tensor, features: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
-    """Cosines of newcomers' sketches, (n, L, k), and those of the trained clients, (N, L, k): (L, n, N).
+    """Cosines of newcomers' sketches, (n, L, k), and trained clients' features, (N, L, k): (L, n, N).
 
     Args:
-        centre: (L, k), sketch of the mean of the trained clients' models. Theirs alone: what a newcomer gets
-            does not depend on who comes with it.
+        centre: (L, k), of the trained clients' sketches. Theirs alone: what a newcomer gets does not
+            depend on who comes with it.
     """
-    trained = _features(known, _centre(known, seen)) * seen[:, None]
-    return _features(sketches, centre) @ trained.transpose(1, 2)
+    trained = _unit(features, _centre(features, seen)) * seen[:, None]
+    return _unit(sketches, centre) @ trained.transpose(1, 2)
 
 
-def _centre(sketches: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def _centre(features: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Mean of those seen, (L, k)."""
-    return sketches[seen].sum(0) / max(1, int(seen.sum()))
+    return features[seen].sum(0) / max(1, int(seen.sum()))
 
 
-def _features(sketches: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """Sketches without what is common, of length 1: (L, n, k)."""
-    centred = sketches - centre
+def _unit(features: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Without what is common, of length 1: (L, n, k)."""
+    centred = features - centre
     return (centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-30)).transpose(0, 1)
 
 

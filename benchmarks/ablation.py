@@ -34,12 +34,12 @@ class WithItself(AMN):
 class Uncentred(AMN):
     """Cosines of the models' sketches as they are: all models start from one initialisation."""
 
-    def _centred(self, sketches: torch.Tensor) -> torch.Tensor:
-        return sketches
+    def _centre(self, server: State) -> torch.Tensor:
+        return super()._centre(server) * 0
 
     def _views(self, server: State, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         _, allowed, common = super()._views(server, cohort)
-        sketches = server["sketches"].transpose(0, 1)
+        sketches = server["features"].transpose(0, 1)
         features = sketches / sketches.norm(dim=2, keepdim=True).clamp_min(1e-30)
         return features[:, cohort] @ features.transpose(1, 2), allowed, common
 
@@ -117,8 +117,8 @@ class LatestFeatures(AMN):
     """Similarities of each client's newest model alone."""
 
     def _remember(self, server: State, cohort: np.ndarray, sketches: torch.Tensor) -> None:
-        server["reports"][cohort] += 1
-        server["sketches"][cohort] = self._centred(sketches)
+        super()._remember(server, cohort, sketches)
+        server["features"][cohort] = sketches
 
 
 class InProportion(AMN):

@@ -344,6 +344,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
     theta, hybrid = np.tile(w0, (n, 1)), np.tile(w0, (n, 1))
     own = [offset(y, o.prior, CLASSES, len(w0)) for y in ys]
     seen, features = np.zeros(n, bool), [[] for _ in range(n)]
+    sketches: dict[int, Array] = {}
     gains: dict[int, Array] = {}
     layers, sizes = len(groups), [g.stop - g.start for g in groups]
     meta = Meta(np.zeros(layers), np.full(layers, np.log(o.gate / (1 - o.gate))))
@@ -379,10 +380,10 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
             p = np.array([samples[i] for i in gains])
             gain, noise = pooled(np.array(list(gains.values())), p / p.sum())
             meta = meta_step(meta, found.slope, gain, noise, sizes, o)
-        sketched = {i: sketch(new[i], signs, groups, o.sketch) for i in cohort}
+        sketches.update({i: sketch(new[i], signs, groups, o.sketch) for i in cohort})
         for i in cohort:
             theta[i], hybrid[i], seen[i] = new[i], down[i], True
-            features[i].append(sketched[i] - np.mean(list(sketched.values()), axis=0))
+            features[i].append(sketches[i] - np.mean(list(sketches.values()), axis=0))
         s = similarity(features, layers, o.sketch)
         every = np.stack([attention(meta.omega, o.tau, s, i, seen) for i in range(n)])
         yield Picture(hybrid.copy(), theta.copy(), meta, every)

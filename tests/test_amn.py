@@ -85,7 +85,7 @@ def changed(**keys: Any) -> Options:
         (changed(evidence_lr=0.0), {}),
         (changed(gate_lr=0.0), {}),
         (changed(recall=0.0), {}),
-        (changed(recall=0.5, common_rounds=1), {"cohort": 0.4, "seed": 6}),
+        (changed(recall=0.5, common_rounds=1), {"cohort": 0.6, "seed": 9}),
         (changed(prior=0.0), {}),
         (changed(prior=0.4), {"cohort": 0.6}),
         (changed(soften=1.0), {}),

@@ -21,8 +21,8 @@ from amn_mpi.placement import Placement
 MODELS = 48
 # A block, here all 10 columns: 4 gradients; 4 x 4 products twice.
 BLOCK = 4 * 10 + 2 * 4 * 4
-# The sums of these, in float64 and as used; 3 x 4 sketches of 512; 8 x 4 x 4.
-AMN = 3 * 4 * 4 + 3 * 4 * 512 + 8 * 4 * 4
+# The sums of these, in float64 and as used; 4 x 4 sketches of 512; 8 x 4 x 4.
+AMN = 3 * 4 * 4 + 4 * 4 * 512 + 8 * 4 * 4
 SKETCHES = 4 * 512  # of all clients, as rank 0 gets them
 
 

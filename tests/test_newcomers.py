@@ -72,7 +72,8 @@ def trained(clients: int = 5) -> tuple[Any, dict[str, Any], np.ndarray]:
     server = method.init(torch.zeros(size))
     for k in range(clients):
         method.mirror(server, "models", k, torch.from_numpy(rows[k]))
-    server["sketches"].copy_(torch.from_numpy(draw.normal(size=server["sketches"].shape)))
+    for name in ("sketches", "features"):
+        server[name].copy_(torch.from_numpy(draw.normal(size=server[name].shape)))
     server["reports"][:] = torch.tensor([3] * (clients - 1) + [0])
     server["meta"].copy_(torch.from_numpy(draw.normal(size=server["meta"].shape)))
     return method, server, rows
@@ -81,16 +82,16 @@ def trained(clients: int = 5) -> tuple[Any, dict[str, Any], np.ndarray]:
 def test_what_amn_answers() -> None:
     """Against plain numpy: cosines of centred sketches, evidence, softmax, gate, commonality, sums.
 
-    A newcomer's sketch is centred by that of the mean of the trained clients' models; theirs are kept.
+    A newcomer's sketch is centred by the trained clients' newest ones; their features are means over rounds.
     """
     method, server, rows = trained()
     layout, own = method.setting.layout, np.random.default_rng(1).normal(size=(2, rows.shape[1]))
     own = own.astype(np.float32)
     before = {name: value.clone() for name, value in server.items()}
     reply = method.receive(server, torch.from_numpy(own))
-    sketches = server["sketches"].numpy().astype(float)[:4]
+    sketches, features = (server[name].numpy().astype(float)[:4] for name in ("sketches", "features"))
     mine = np.stack([method._sketch(torch.from_numpy(v)).numpy() for v in own]).astype(float)
-    centre, mean = sketches.mean(0), method._sketch(torch.from_numpy(rows[:4].mean(0))).numpy()
+    centre, middle = sketches.mean(0), features.mean(0)
     layers = len(layout.groups)
     evidence, gates = server["meta"].numpy().astype(float)
     omega, gate = np.exp(evidence) / np.exp(evidence).sum(), 1 / (1 + np.exp(-gates))
@@ -98,9 +99,9 @@ def test_what_amn_answers() -> None:
     for i in range(2):
         cosines = np.zeros((layers, 4))
         for m in range(layers):
-            a = mine[i, m] - mean[m]
+            a = mine[i, m] - centre[m]
             for j in range(4):
-                b = sketches[j, m] - centre[m]
+                b = features[j, m] - middle[m]
                 cosines[m, j] = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
         e = np.exp(8.0 * omega @ cosines)
         attention = e / e.sum()

@@ -109,6 +109,7 @@ class AMN(SoftenedGradients, Mixing):
         return {
             "reports": torch.zeros(clients, dtype=torch.int64),
             "sketches": torch.zeros(clients, layers, self.options.sketch),
+            "features": torch.zeros(clients, layers, self.options.sketch),
             "gains": torch.zeros(clients, layers),
             "judged": torch.zeros(clients, dtype=torch.bool),
             "meta": meta.MetaNetwork.start(layers, self.options.gate),
@@ -166,8 +167,7 @@ class AMN(SoftenedGradients, Mixing):
         seen = self._seen(server)
         allowed = seen.expand(len(models), -1)
         sketches = torch.stack([self._sketch(model) for model in models])
-        mean = self.mixed(server, (seen / seen.sum()).expand(self.matrices, 1, -1).contiguous())[0]
-        similarity = meta.similarities_to(sketches, self._sketch(mean), server["sketches"], seen)
+        similarity = meta.similarities_to(sketches, self._centre(server), server["features"], seen)
         common = self._common(server).expand(len(models), -1)
         attention = network.attention(similarity, allowed)
         weights = network.mixing(attention, common).contiguous()
@@ -188,9 +188,9 @@ class AMN(SoftenedGradients, Mixing):
         return samples / samples.sum()
 
     def small_floats(self, cohort: int) -> float:
-        """Three times all sketches, and up to 8 layers x N x N on the way to weights or in a meta step."""
+        """Four times all sketches, and up to 8 layers x N x N on the way to weights or in a meta step."""
         clients, layers = self.setting.clients, len(self.setting.layout.groups)
-        return layers * clients * (3 * self.options.sketch + 8 * clients)
+        return layers * clients * (4 * self.options.sketch + 8 * clients)
 
     def _holds_out(self, round: int) -> bool:
         """Whether part of the clients' samples is kept from training in a round."""
@@ -216,7 +216,7 @@ class AMN(SoftenedGradients, Mixing):
         samples = torch.from_numpy(self.setting.samples).float()
         allowed = seen.expand(len(cohort), -1) & seen[queries, None]
         allowed = allowed & (torch.arange(len(seen)) != queries[:, None])
-        similarity = meta.similarities(server["sketches"], seen)[:, queries]
+        similarity = meta.similarities(server["features"], seen)[:, queries]
         return similarity, allowed, meta.leave_one_out(samples, seen, queries)
 
     def _seen(self, server: State) -> torch.Tensor:
@@ -224,14 +224,15 @@ class AMN(SoftenedGradients, Mixing):
         return server["reports"] > 0
 
     def _remember(self, server: State, cohort: np.ndarray, sketches: torch.Tensor) -> None:
-        """Each client's mean over its rounds of its sketch, (n, L, k)."""
+        """A cohort's sketches, (n, L, k), into each client's features: a mean over its rounds."""
         server["reports"][cohort] += 1
-        kept, news = server["sketches"][cohort], self._centred(sketches)
-        server["sketches"][cohort] = kept + (news - kept) / server["reports"][cohort, None, None]
+        server["sketches"][cohort] = sketches
+        kept, share = server["features"][cohort], 1 / server["reports"][cohort, None, None]
+        server["features"][cohort] = kept.lerp_(sketches - self._centre(server), share)
 
-    def _centred(self, sketches: torch.Tensor) -> torch.Tensor:
-        """Less their mean: what all models have in common changes with the rounds, as who reports does."""
-        return sketches - sketches.mean(0)
+    def _centre(self, server: State) -> torch.Tensor:
+        """What all models have in common, (L, k): it changes with the rounds, and so does who reports."""
+        return server["sketches"][self._seen(server)].mean(0)
 
     def _meta_step(self, server: State, cohort: np.ndarray, inner: torch.Tensor) -> None:
         """A step by the products (L, n, N) of held-out gradients and models."""
