@@ -205,7 +205,7 @@ def pooled(saved: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, to
     Args:
         weights: (n,), sum to 1, 0 of clients that say nothing. Fewer than two others: no end of noise.
     """
-    gain = weights @ saved
+    gain = weights @ saved.clone()  # MKL's products round by where an array lies: here always the same
     n = int(weights.count_nonzero())
     spread = (weights.square() @ (saved - gain).square()).sqrt()
     return gain, spread * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(gain, torch.inf)

@@ -128,7 +128,6 @@ class AMN(SoftenedGradients, Mixing):
 
     def learn(self, server: State, round: int, arrived: Arrived, measured: torch.Tensor) -> dict[str, Any]:
         """First the meta step, then the sketches: the hybrids came from the models before."""
-
         cohort = arrived.cohort
         if self._steps_in(round):
             self._meta_step(server, cohort, measured.float())
