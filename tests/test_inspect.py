@@ -69,7 +69,7 @@ def test_a_checkpoint(finished: Path, capsys: pytest.CaptureFixture) -> None:
     assert f"torch {result['versions']['torch']}" in shown["versions"]
     assert shown["client/model"].split() == ["5", "x", "4810", "float32", "96,200", "ok", "none"]
     assert shown["server/meta"].split() == ["2", "x", "2", "float32", "16", "ok", "none"]
-    assert shown["server/seen"].split() == ["5", "bool", "5", "ok", "-"]
+    assert shown["server/judged"].split() == ["5", "bool", "5", "ok", "-"]
 
 
 def test_models(finished: Path, capsys: pytest.CaptureFixture) -> None:
