@@ -35,7 +35,7 @@ class Uncentred(AMN):
     """Cosines of the models' sketches as they are: all models start from one initialisation."""
 
     def _centre(self, server: State) -> torch.Tensor:
-        return super()._centre(server) * 0
+        return 0 * server["sketches"][0]
 
     def _views(self, server: State, cohort: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         _, allowed, common = super()._views(server, cohort)
@@ -126,10 +126,7 @@ class InProportion(AMN):
 
     @cached_property
     def _prices(self) -> torch.Tensor:
-        import torch
-
-        sizes = torch.tensor([float(group.size) for group in self.setting.layout.groups])
-        return self.options.price * sizes / sizes.sum()
+        return self.options.price * self._shares
 
 
 class Lengths(AMN):

@@ -276,10 +276,15 @@ class AMN(SoftenedGradients, Mixing):
         terms all gates open where the last layer's suffices. More than in proportion to its parameters
         even: else a layer with most of them opens before a small one that brings a tenth of the gain.
         """
+        return self.options.price * self._shares**1.5
+
+    @cached_property
+    def _shares(self) -> torch.Tensor:
+        """Of the parameters that each layer has, (L,)."""
         import torch
 
         sizes = torch.tensor([float(group.size) for group in self.setting.layout.groups])
-        return self.options.price * (sizes / sizes.sum()) ** 1.5
+        return sizes / sizes.sum()
 
     def _figures(self, server: State) -> dict[str, Any]:
         network = self._network(server)
