@@ -73,6 +73,9 @@ typedef uint16_t number;
 typedef float number;
 #endif
 enum { EACH = BF16 ? 2 : 1 }; /* numbers in a word */
+
+/* Whether a first layer of few channels goes by planes, see there. */
+#define PLANES (HALVES && !BF16)
 typedef float word __attribute__((aligned(2), may_alias));
 typedef uint16_t short_number __attribute__((may_alias));
 
@@ -184,6 +187,8 @@ typedef struct {
     float *x, *dx;
     const number *read; /* x as the forward reads it */
     long stride;
+    const float *planes; /* where the forward goes by planes: x in torch's layout */
+    long plane_stride;
 } layer;
 
 typedef struct {
@@ -198,7 +203,8 @@ typedef struct {
     float *scores, *slope;   /* (n, stride) */
     float *images, *dimages; /* the last convolution's output and its gradient */
     int64_t *labels;
-    float *rows, *row; /* two rows of a convolution's output; one output channel's weights */
+    float *rows, *row; /* two rows of a convolution's output, or all its planes; one channel's weights */
+    float *planes;     /* the samples in torch's layout, where both layouts are read */
     /* BF16: some of a layer's weights, rounded; and in pairs of samples a linear layer's input, and
      * its output's gradient in pairs of samples and of outputs. */
     float *weights, *x_down, *dy_down, *dy_across;
@@ -215,6 +221,12 @@ typedef struct {
 
 static long fitting(long n) { return HALVES && n <= HALF ? HALF : L; }
 static long up(long n, long to) { return (n + to - 1) / to * to; }
+
+/* Whether the first layer's forward goes by planes. */
+static int plane_wise(const layer *l) { return PLANES && l->kind == CONVOLUTION && l->out <= HALF; }
+
+/* From the first position of a plane's output that is used to the last. */
+static long positions(const layer *l) { return (2 * l->ph - 1) * l->w + 2 * l->pw; }
 
 /* Words of a linear layer's row of weights. */
 static long words(const layer *l) { return BF16 ? up(l->in, 2 * L) / 2 : l->in; }
@@ -251,6 +263,13 @@ static void place(net *n, char *block, size_t *used) {
         images = l[1].stride;
         if (4 * l->pw * l->outs > rows)
             rows = 4 * l->pw * l->outs;
+        if (k == 0 && plane_wise(l)) {
+            if (l->out * up(positions(l), L) > rows)
+                rows = l->out * up(positions(l), L);
+            l->plane_stride = l->in == 1 ? l->stride : up(n->size, L) + 16;
+            n->planes = take(block, used, l->in == 1 ? 0 : 4 * l->plane_stride * n->most);
+            l->planes = l->in == 1 ? l->x : n->planes;
+        }
         if (l->in * l->kh * l->kw > row)
             row = l->in * l->kh * l->kw;
         if (windows > list)
@@ -409,7 +428,21 @@ static void two_rows(const layer *l, const number *in, float *rows, long py) {
     }
 }
 
-/* relu and 2x2 maximum; as in ATen the first of equals is it, and NaN is larger than all. */
+/* The largest of a window's four, and which it is; then relu. As in ATen the first of equals is it,
+ * and NaN is larger than all. */
+INLINE void find_largest(vec *best, const vec *other, int32_t *which) {
+    whole at = {0};
+    UNROLL
+    for (int k = 0; k < 3; k++) {
+        whole larger = (other[k] > *best) | (other[k] != other[k]);
+        *best = (vec)choose(larger, (whole)other[k], (whole)*best);
+        at = choose(larger, at - at + (k + 1), at);
+    }
+    *best = (vec)((whole)*best & ~(*best <= (vec){0}));
+    *(loose_whole *)which = at;
+}
+
+/* relu and 2x2 maximum. */
 static void pool_rows(const layer *l, const float *rows, float *out, int32_t *which) {
     const long vectors = (l->outs + L - 1) / L;
     for (long x = 0; x < l->pw; x++)
@@ -417,21 +450,106 @@ static void pool_rows(const layer *l, const float *rows, float *out, int32_t *wh
             const float *upper = rows + 2 * x * l->outs + v * L, *lower = upper + 2 * l->pw * l->outs;
             const vec other[3] = {load(upper + l->outs), load(lower), load(lower + l->outs)};
             vec best = load(upper);
-            whole at = {0};
-            UNROLL
-            for (int k = 0; k < 3; k++) {
-                whole larger = (other[k] > best) | (other[k] != other[k]);
-                best = (vec)choose(larger, (whole)other[k], (whole)best);
-                at = choose(larger, at - at + (k + 1), at);
-            }
             /* Lanes beyond the last channel are overwritten by the next window. */
-            store(out + x * l->out + v * L, (vec)((whole)best & ~(best <= (vec){0})));
-            *(loose_whole *)(which + x * l->out + v * L) = at;
+            find_largest(&best, other, which + x * l->out + v * L);
+            store(out + x * l->out + v * L, best);
         }
 }
 
+#if PLANES
+/* O output planes x P vectors of positions of a plane. A vector is neighbouring positions, across the
+ * ends of rows: those that no kernel fits at are computed as well and never read. Sums are in the
+ * order of TILE_OF. */
+INLINE void plane_block(const int O, const int P, const layer *l, const float *x, long o0, float *out) {
+    const long stride = up(positions(l), L);
+    const float *w = l->ahead + o0;
+    vec acc[HALF][4];
+    UNROLL
+    for (int o = 0; o < O; o++)
+        UNROLL
+    for (int p = 0; p < P; p++)
+        acc[o][p] = (vec){0} + l->bias_ahead[o0 + o];
+    for (long ky = 0; ky < l->kh; ky++)
+        for (long kx = 0; kx < l->kw; kx++)
+            for (long c = 0; c < l->in; c++, w += l->outs) {
+                const float *from = x + (c * l->h + ky) * l->w + kx;
+                vec xv[4];
+                UNROLL
+                for (int p = 0; p < P; p++)
+                    xv[p] = load(from + p * L);
+                UNROLL
+                for (int o = 0; o < O; o++)
+                    UNROLL
+                for (int p = 0; p < P; p++)
+                    acc[o][p] = acc[o][p] + xv[p] * w[o];
+            }
+    UNROLL
+    for (int o = 0; o < O; o++)
+        UNROLL
+    for (int p = 0; p < P; p++)
+        store(out + (o0 + o) * stride + p * L, acc[o][p]);
+}
+
+INLINE void plane_rows(const int O, const layer *l, const float *x, long o0, float *out) {
+    const long end = up(positions(l), L);
+    long i = 0;
+    for (; i + 4 * L <= end; i += 4 * L)
+        plane_block(O, 4, l, x + i, o0, out + i);
+    if (i + 2 * L <= end)
+        plane_block(O, 2, l, x + i, o0, out + i), i += 2 * L;
+    if (i < end)
+        plane_block(O, 1, l, x + i, o0, out + i);
+}
+
+static void convolve_planes(const layer *l, const float *x, float *out) {
+    for (long o = 0; o < l->out;) {
+        const long left = l->out - o;
+        if (left >= 6)
+            plane_rows(6, l, x, o, out), o += 6;
+        else if (left >= 3)
+            plane_rows(3, l, x, o, out), o += 3;
+        else
+            plane_rows(1, l, x, o, out), o++;
+    }
+}
+
+/* As pool_rows, of planes. */
+static void pool_planes(const layer *l, const float *planes, float *out, int32_t *which) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    const long stride = up(positions(l), L);
+    for (long o = 0; o < l->out; o++)
+        for (long py = 0; py < l->ph; py++)
+            for (long x = 0; x < l->pw; x += L) {
+                const float *upper = planes + o * stride + 2 * (py * l->w + x), *lower = upper + l->w;
+                const vec a = load(upper), b = load(upper + L), c = load(lower), d = load(lower + L);
+                const vec other[3] = {_mm512_permutex2var_ps(a, odd, b), _mm512_permutex2var_ps(c, even, d),
+                                      _mm512_permutex2var_ps(c, odd, d)};
+                vec best = _mm512_permutex2var_ps(a, even, b);
+                float value[L];
+                int32_t place[L];
+                find_largest(&best, other, place);
+                store(value, best);
+                const long end = l->pw - x < L ? l->pw - x : L, at = (py * l->pw + x) * l->out + o;
+                for (long i = 0; i < end; i++) {
+                    out[at + i * l->out] = value[i];
+                    which[at + i * l->out] = place[i];
+                }
+            }
+}
+#else
+static void convolve_planes(const layer *l, const float *x, float *out) { (void)l, (void)x, (void)out; }
+static void pool_planes(const layer *l, const float *planes, float *out, int32_t *which) {
+    (void)l, (void)planes, (void)out, (void)which;
+}
+#endif
+
 static void convolve(const net *n, const layer *l, long samples, float *out, long stride) {
-    for (long s = 0; s < samples; s++)
+    for (long s = 0; s < samples && l->planes; s++) {
+        convolve_planes(l, l->planes + s * l->plane_stride, n->rows);
+        pool_planes(l, n->rows, out + s * stride, l->which + s * l->ph * l->pw * l->out);
+    }
+    for (long s = 0; s < samples && !l->planes; s++)
         for (long py = 0; py < l->ph; py++) {
             long at = py * l->pw * l->out;
             two_rows(l, l->read + s * l->stride, n->rows, py);
@@ -948,12 +1066,20 @@ static void connect_back(const net *n, const layer *l, long samples, const float
 /* ---- the whole network */
 
 /* One sample in torch's layout, as the first layer reads it. */
-static void enter(const net *n, const float *x, long s) {
+static void enter(const net *n, const float *restrict x, long s) {
     const layer *l = &n->l[0];
-    float *to = l->x + s * l->stride;
+    float *restrict to = l->x + s * l->stride;
     const long pixels = l->h * l->w;
     if (l->kind == LINEAR || l->in == 1) {
         memcpy(to, x, (size_t)(4 * n->size));
+        return;
+    }
+    if (l->planes)
+        memcpy(n->planes + s * l->plane_stride, x, (size_t)(4 * n->size));
+    if (l->in == 3) { /* colours: a loop that compilers turn into vectors */
+        const float *one = x, *two = x + pixels, *three = two + pixels;
+        for (long i = 0; i < pixels; i++)
+            to[3 * i] = one[i], to[3 * i + 1] = two[i], to[3 * i + 2] = three[i];
         return;
     }
     for (long c = 0; c < l->in; c++)
