@@ -22,6 +22,7 @@ from amn_mpi import (
     activations,
     data,
     engines,
+    heap,
     methods,
     models,
     plugin,
@@ -68,12 +69,17 @@ def load_samples(fed: data.Federation, clients: range, seed: int, device: torch.
     The first of them can then serve as held-out part without another draw.
     """
     loaded: dict[int, Samples] = {}
+    sizes, first, stay = fed.train[clients.start : clients.stop], 0, device.type == "cpu"
+    room = heap.empty(int(sizes.sum() if stay else sizes.max(initial=0)), *fed.shape)
     for number in clients:  # one by one: what was read is copied, and goes before the next comes
         client = data.load_clients(fed, [number])[0]
         order = rng.generator(seed, "order", client=number).permutation(len(client.y_train))
+        x = room[first : first + len(order)]
+        first += len(order) if stay else 0
+        np.take(client.x_train, order, 0, out=x.numpy(), mode="clip")  # by "raise" there is a copy between
         tests = (client.x_test.copy(), client.y_test.copy())  # a view would keep all samples alive
-        arrays = (client.x_train[order], client.y_train[order], *tests)
-        loaded[number] = Samples(*(torch.from_numpy(a).to(device) for a in arrays))
+        y, x_test, y_test = (torch.from_numpy(a) for a in (client.y_train[order], *tests))
+        loaded[number] = Samples(*(tensor.to(device) for tensor in (x, y, x_test, y_test)))
     return loaded
 
 
