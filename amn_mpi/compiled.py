@@ -1,7 +1,8 @@
 """The local engine in C: whole passes over a client's samples in one call (``native/steps.c``).
 
 For networks of the form [5x5 convolution, ReLU, 2x2 max-pooling]*, [linear, ReLU]*, linear on the
-CPU; others keep the reference engine. Everything but the arithmetic stays the reference engine's.
+CPU, with or without batch normalisation before a ReLU; others keep the reference engine. Everything but
+the arithmetic stays the reference engine's.
 
 The instruction set ``avx512bf16`` computes in bfloat16 what the others do in float32. Rounded, to the
 nearest, are every layer's inputs and weights, in training and evaluation, forward and backward; and in
@@ -12,11 +13,9 @@ losses, gradients and the vectors given stay float32.
 from __future__ import annotations
 
 import ctypes
-import math
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,62 +23,13 @@ from torch import nn
 from torch.nn import functional
 
 from amn_mpi import config, native
-from amn_mpi.dense import unaltered
 from amn_mpi.local import Engine
 from amn_mpi.methods.base import Pull
 from amn_mpi.params import ParameterLayout, Part
+from amn_mpi.specification import BIAS, NORM, OUTPUTS, WEIGHT, specification
 
-CONVOLUTION, LINEAR = 0, 1
-MOST_LAYERS = 16
 CHUNK = 64  # samples that pass through the network together: their activations stay in the caches
 PAUSE = 0.02  # seconds between two calls of ``tick``, roughly
-
-
-def specification(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The network as ``steps.c`` wants it, (layers, 10) int64; None if it is not of that form.
-
-    Args:
-        shape: of one sample.
-    """
-    if type(module) is not nn.Sequential or not unaltered(module):
-        return None
-    children: list[Any] = list(module.children())
-    rows: list[tuple[int, ...]] = []
-    at = 0
-    while children and type(children[0]) is nn.Conv2d:
-        if len(shape) != 3 or not _convolves(children[:3]) or children[0].in_channels != shape[0]:
-            return None
-        conv = children[0]
-        kh, kw = conv.kernel_size
-        weights = conv.weight.numel()
-        inputs, outputs = conv.in_channels, conv.out_channels
-        rows.append((CONVOLUTION, inputs, outputs, *shape[1:], kh, kw, at, at + weights, 1))
-        at += weights + outputs
-        shape = (outputs, (shape[1] - kh + 1) // 2, (shape[2] - kw + 1) // 2)
-        if min(shape) < 1:
-            return None
-        children = children[3:]
-    if (
-        not children
-        or type(children[0]) is not nn.Flatten
-        or (children[0].start_dim, children[0].end_dim) != (1, -1)
-    ):
-        return None
-    features, children = math.prod(shape), children[1:]
-    kinds = [type(layer) for layer in children]
-    if kinds[::2] != [nn.Linear] * len(kinds[::2]) or kinds[1::2] != [nn.ReLU] * len(kinds[1::2]):
-        return None
-    if len(kinds) % 2 == 0 or len(rows) + len(kinds[::2]) > MOST_LAYERS:
-        return None
-    for layer in children[::2]:
-        if layer.in_features != features or layer.bias is None:
-            return None
-        weights, outputs = layer.weight.numel(), layer.out_features
-        rows.append((LINEAR, features, outputs, 0, 0, 0, 0, at, at + weights, layer is not children[-1]))
-        at, features = at + weights + outputs, outputs
-    tensors = list(module.parameters())
-    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-    return np.array(rows, dtype=np.int64) if plain and sum(t.numel() for t in tensors) == at else None
 
 
 def fits(module: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -102,8 +52,10 @@ class Network:
         if found is None:
             raise ValueError("not a network that the compiled engine knows")
         self._c = native.functions(instructions)
-        self.instructions = self._c.instructions
-        self.specification, self.classes = found, int(found[-1, 2])
+        self.instructions, self.normalised = self._c.instructions, bool((found[:, NORM] >= 0).any())
+        if self.normalised and native.PRECISION[self.instructions] != "fp32":
+            raise ValueError(f"{self.instructions}: batch normalisation is computed in float32")
+        self.specification, self.classes = found, int(found[-1, OUTPUTS])
         self._net = self._c.new(found.ctypes.data, len(found), most)
         if not self._net:
             raise MemoryError(f"no memory for the activations of {most} samples")
@@ -142,13 +94,17 @@ class Network:
         add: bool = False,
         scores: torch.Tensor | None = None,
         trained: np.ndarray | None = None,
+        own: bool = False,
     ) -> None:
         """Gradient, (P,), of ``scale`` times the sum of the samples' losses: into ``g``, or added.
 
         Args:
             scores: (n, C), to be filled.
-            trained: a flag (uint8) a layer; gradients of the other layers are left alone, and what
-                lies below the lowest trained layer is not computed.
+            trained: a flag (uint8) a layer, then, in a normalised network, one a layer's batch
+                normalisation; gradients of the others are left alone, and what lies below the lowest
+                trained layer is not computed.
+            own: batch normalisation goes by the samples' own statistics, which move the running
+                ones in ``w``; there have to be two at least, and room for all at once.
         """
         self._check(
             self._c.slope(
@@ -162,6 +118,7 @@ class Network:
                 add,
                 None if scores is None else scores.data_ptr(),
                 None if trained is None else trained.ctypes.data,
+                w.data_ptr() if own and self.normalised else None,
             )
         )
 
@@ -198,6 +155,8 @@ class Network:
         )
 
     def _check(self, status: int) -> None:
+        if status == 2:
+            raise ValueError("batch normalisation needs a workspace for the whole batch")
         if status:
             raise IndexError(f"a label is not one of {self.classes} classes, or a sample is not there")
 
@@ -226,7 +185,10 @@ class CompiledEngine(Engine):
     ) -> None:
         super().__init__(module, layout, local, shape, eval_batch, device, tick)
         self._dense = None
-        most = min(max(local.batch_size, min(eval_batch, 32)), CHUNK)
+        # A batch that is normalised by its statistics passes through the network at once.
+        most = max(local.batch_size, min(eval_batch, 32))
+        if not self._statistics:
+            most = min(most, CHUNK)
         self.network = Network(self.module, shape, most, instructions)
         self._out = torch.empty(local.batch_size, self.network.classes)
         self._pace = 1  # batches a call
@@ -247,7 +209,7 @@ class CompiledEngine(Engine):
         if trained is None:
             return super().train(start, x, y, generator, epochs=epochs, pull=pull, shift=shift, only=only)
         self.parameters.copy_(start)
-        if not trained.any():
+        if not trained.any() and not self._statistics or only is not None and not only.size:
             return self.parameters
         x, y, size = _plain(x), _plain(y, torch.int64), self.local.batch_size
         if self._velocity is not None:
@@ -310,41 +272,27 @@ class CompiledEngine(Engine):
 
     def _backward(self) -> None:
         n, out = self._size, self._out[: self._size]
-        self.network.slope(self.parameters, self._x[:n], self._y[:n], 1 / n, self.gradients, scores=out)
+        w, g = self.parameters, self.gradients
+        self.network.slope(w, self._x[:n], self._y[:n], 1 / n, g, scores=out, own=self._statistics and n > 1)
         self._scores = out
 
     def _layers(self, only: Part | None) -> np.ndarray | None:
-        """A flag a layer, whether it is trained; None if a layer is trained in part."""
+        """A flag a layer, whether it is trained, and a flag a layer's batch normalisation; None if one of
+        them is trained in part."""
         rows = self.network.specification
-        flags = np.ones(len(rows), dtype=np.uint8)
+        flags = np.ones(2 * len(rows), dtype=np.uint8)
         if only is None:
             return flags
-        for k, (*_, weight, bias, _) in enumerate(rows):
-            start, stop = int(weight), int(bias + rows[k, 2])
-            inside = sum(max(0, min(stop, b) - max(start, a)) for a, b in only.ranges)
-            if inside not in (0, stop - start):
-                return None
-            flags[k] = inside > 0
+        for k, row in enumerate(rows):
+            outputs, norm = int(row[OUTPUTS]), int(row[NORM])
+            normalised = (norm, norm + 2 * outputs) if norm >= 0 else (0, 0)
+            ranges = ((int(row[WEIGHT]), int(row[BIAS]) + outputs), normalised)
+            for flag, (start, stop) in zip((k, len(rows) + k), ranges):
+                inside = sum(max(0, min(stop, b) - max(start, a)) for a, b in only.ranges)
+                if inside not in (0, stop - start):
+                    return None
+                flags[flag] = inside > 0
         return flags
-
-
-def _convolves(layers: list[Any]) -> bool:
-    """Whether they are convolution, ReLU, 2x2 max-pooling, without padding and strides of their own."""
-    if [type(layer) for layer in layers] != [nn.Conv2d, nn.ReLU, nn.MaxPool2d]:
-        return False
-    conv, _, pool = layers
-    ones = (conv.stride, conv.dilation, conv.groups)
-    twos = (pool.kernel_size, pool.stride)
-    return (
-        ones == ((1, 1), (1, 1), 1)
-        and conv.padding == (0, 0)
-        and conv.bias is not None
-        and all(size in (2, (2, 2)) for size in twos)
-        and pool.padding in (0, (0, 0))
-        and pool.dilation in (1, (1, 1))
-        and not pool.ceil_mode
-        and not pool.return_indices
-    )
 
 
 def _plain(tensor: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -34,9 +34,12 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
             f"precision = {config.precision}: model.name = {config.model.name} looks tokens up by their "
             "numbers, and bfloat16 holds whole numbers only up to 256; valid is fp32"
         )
+    normalised = bool(ParameterLayout.of(module).normalised)
     knows = {
-        "compiled": device.type == "cpu" and compiled.specification(module, shape) is not None,
-        "batched": single and not ParameterLayout.of(module).normalised,
+        "compiled": device.type == "cpu"
+        and (single or not normalised)
+        and compiled.specification(module, shape) is not None,
+        "batched": single and not normalised,
         "torch": True,
     }
     if config.engine == "auto":

@@ -26,7 +26,7 @@ def sgemm(turns: int = 12) -> float:
 
 def flops(module: nn.Module, shape: tuple[int, ...], batch: int) -> float:
     """Of one step: three products a layer, two in the lowest; additions and products counted."""
-    total, lowest, x = 0.0, True, torch.zeros(1, *shape)
+    total, lowest, x = 0.0, True, torch.zeros(2, *shape)  # two: one has no batch statistics
     for layer in module.children():
         x = layer(x)
         if isinstance(layer, (nn.Conv2d, nn.Linear)):

@@ -40,6 +40,9 @@ CASES = (
     ("cnn", (3, 32, 32), 10),
     ("lenet5", (1, 28, 28), 10),
     ("lenet5", (3, 32, 32), 10),
+    ("cnn_bn", (1, 28, 28), 10),
+    ("lenet5_bn", (1, 28, 28), 10),
+    ("lenet5_bn", (3, 32, 32), 10),
     ("mlp", (1, 28, 28), 10),
     ("linear", (1, 28, 28), 10),
 )
@@ -130,11 +133,12 @@ def main() -> int:
         if options.only and name != options.only:
             continue
         module = models.build(Model(name), shape, CLASSES, 0)
-        x, y = samples(shape, 10 * batch if name in ("cnn", "lenet5") else 60 * batch)
+        x, y = samples(shape, 10 * batch if name.startswith(("cnn", "lenet5")) else 60 * batch)
         works = [plain(module, x, y, batch), engine(Engine, name, x, y, batch)]
         fits = compiled.fits(module, shape)
         works.append(engine(CompiledEngine, name, x, y, batch) if fits else lambda: None)
-        half = native.available("bf16") if fits else ""
+        single = not fits or ParameterLayout.of(module).normalised  # batch normalisation is, there
+        half = "" if single else native.available("bf16")
         works.append(engine(CompiledEngine, name, x, y, batch, half) if half else lambda: None)
         works.append(lambda: torch.mm(a, b, out=c))
         seconds = np.median(measure(turns, works), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import plain
 import pytest
 import torch
 
-from amn_mpi import models, params, rng, rounds, turns
+from amn_mpi import models, native, params, rng, rounds, turns
+from amn_mpi.compiled import CompiledEngine
 from amn_mpi.config import Evaluate, Local, Model
 from amn_mpi.errors import ConfigError
 from amn_mpi.local import Engine
@@ -297,10 +299,23 @@ START = DRAW.normal(size=SIZE).astype(np.float32)
 START[RUNNING] = np.abs(START[RUNNING]) + 0.5
 
 
+KINDS = {"torch": Engine, "compiled": CompiledEngine}
+KIND = ["torch"]
+
+
+@pytest.fixture(params=KINDS)
+def each_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "compiled" and not native.available():
+        pytest.skip(native.reason())
+    KIND[0] = request.param
+    yield
+    KIND[0] = "torch"
+
+
 def engine(local: Local, eval_batch: int = 1000, name: Any = "mlp_bn") -> Engine:
     module = build(name, (D,), H, C)
     layout = ParameterLayout.of(module)
-    return Engine(module, layout, local, (D,), eval_batch, torch.device("cpu"), lambda: None)
+    return KINDS[KIND[0]](module, layout, local, (D,), eval_batch, torch.device("cpu"), lambda: None)
 
 
 def tensors(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
@@ -313,6 +328,7 @@ def order() -> np.random.Generator:
 
 @pytest.mark.parametrize("n", [22, 21, 19])  # 3 x 7 + 1 and 3 x 6 + 1: the last batch is one sample
 @pytest.mark.parametrize("trained", LOCALS, ids=["epochs", "momentum"])
+@pytest.mark.usefixtures("each_engine")
 def test_training_equals_numpy(trained: Local, n: int) -> None:
     start = torch.from_numpy(START)
     kept = start.clone()
@@ -323,6 +339,7 @@ def test_training_equals_numpy(trained: Local, n: int) -> None:
     assert abs(out[RUNNING] - start[RUNNING]).min() > 1e-3  # every statistic moved
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_pull_shift_and_decay_leave_statistics_alone() -> None:
     trained = Local(epochs=2, batch_size=5, lr=0.1, momentum=0.5, weight_decay=0.1)
     anchor, shift = START * 3 + 5, np.linspace(-0.5, 0.5, SIZE).astype(np.float32)
@@ -342,6 +359,7 @@ def test_pull_shift_and_decay_leave_statistics_alone() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.usefixtures("each_engine")
 def test_single_samples_never_move_statistics(momentum: float) -> None:
     """They have no statistics of their own, and decay, pull and shift may not touch the kept ones."""
     trained = Local(epochs=2, batch_size=1, lr=0.05, momentum=momentum, weight_decay=0.3)
@@ -356,6 +374,7 @@ def test_single_samples_never_move_statistics(momentum: float) -> None:
 
 
 @pytest.mark.parametrize("own_workspace", [True, False])
+@pytest.mark.usefixtures("each_engine")
 def test_slope_writes_the_batch_s_statistics_back(own_workspace: bool) -> None:
     """For methods that step by themselves: the batch's gradient, decay on parameters alone."""
     made = engine(Local(batch_size=8, weight_decay=0.1))
@@ -377,6 +396,7 @@ def test_slope_writes_the_batch_s_statistics_back(own_workspace: bool) -> None:
 
 @pytest.mark.parametrize("eval_batch", [1, 4, 22, 1000])
 @pytest.mark.parametrize("used", [False, True])
+@pytest.mark.usefixtures("each_engine")
 def test_evaluation_goes_by_the_running_statistics(eval_batch: int, used: bool) -> None:
     """In chunks of any size, one included, after training or not; and it changes nothing."""
     made = engine(Local(batch_size=8), eval_batch)
@@ -394,6 +414,7 @@ def test_evaluation_goes_by_the_running_statistics(eval_batch: int, used: bool) 
         assert torch.equal(at, torch.from_numpy(START)) and torch.equal(made.parameters, at)
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_training_after_evaluation_is_in_training_mode() -> None:
     used, fresh = engine(LOCALS[1], 4), engine(LOCALS[1], 4)
     start = torch.from_numpy(START)
@@ -414,6 +435,7 @@ def test_a_model_without_batch_norm_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("trained", LOCALS, ids=["epochs", "momentum"])
+@pytest.mark.usefixtures("each_engine")
 def test_a_stored_row_gives_back_the_model(trained: Local) -> None:
     made = engine(trained)
     row = made.train(torch.from_numpy(START), *tensors(), order()).clone()

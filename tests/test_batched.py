@@ -379,7 +379,7 @@ def test_one_rank_three_ranks_and_the_reference_engine(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--model.name", "mlp_bn"), "valid are auto, torch"),
+        (("--model.name", "mlp_bn"), "valid are auto, compiled, torch"),
         (("--engine_clients", -1), "engine_clients = -1: valid is a whole number >= 0"),
     ],
 )

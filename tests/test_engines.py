@@ -18,12 +18,12 @@ from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.methods import fedavg
 
 KEYS = ("--data.clients", 4, "--rounds", 2, "--local.epochs", 1, "--progress", "off")
-KNOWN = ("linear", "mlp", "cnn", "lenet5")
+KNOWN = ("linear", "mlp", "cnn", "lenet5", "mlp_bn", "cnn_bn", "lenet5_bn")
 needs_native = pytest.mark.skipif(not native.available(), reason=f"no compiled engine: {native.reason()}")
 
 
-def chosen(engine: Any, name: str, device: str = "cpu") -> str:
-    config = Config(method=fedavg.Options(), engine=engine, model=Model(name))
+def chosen(engine: Any, name: str, device: str = "cpu", precision: Any = "fp32") -> str:
+    config = Config(method=fedavg.Options(), engine=engine, model=Model(name), precision=precision)
     module = models.build(config.model, (1, 28, 28), 10, 0)
     return engines.choose(config, module, (1, 28, 28), torch.device(device))
 
@@ -36,10 +36,17 @@ def test_auto_follows_from_model_and_device(name: str) -> None:
 
 
 def test_a_model_that_it_does_not_know() -> None:
-    with pytest.raises(ConfigError, match="engine = batched.*model.name = cnn_bn.*valid are auto, torch"):
+    with pytest.raises(ConfigError, match="engine = batched.*model.name = cnn_bn.*are auto, compiled, torch"):
         chosen("batched", "cnn_bn")
     with pytest.raises(ConfigError, match="engine = compiled.*resnet8.*valid are auto, batched, torch"):
         chosen("compiled", "resnet8")
+
+
+def test_batch_normalisation_is_compiled_in_float32_alone() -> None:
+    assert chosen("auto", "lenet5", precision="bf16") == "compiled" == chosen("auto", "lenet5_bn")
+    assert chosen("auto", "lenet5_bn", precision="bf16") == "torch"
+    with pytest.raises(ConfigError, match="engine = compiled.*lenet5_bn on cpu.*valid are auto, torch"):
+        chosen("compiled", "lenet5_bn", precision="bf16")
 
 
 LACKING = ("engine = auto", "has no compiled engine (AMN_NATIVE is off)", "--engine torch")

@@ -46,7 +46,7 @@ class Functions:
         self.free = function("free", None, pointer)
         self.scores = function("scores", status, pointer, pointer, pointer, number, pointer)
         self.judge = function("judge", status, *batch, pointer, pointer)
-        self.slope = function("slope", status, *batch, ctypes.c_float, pointer, number, pointer, pointer)
+        self.slope = function("slope", status, *batch, ctypes.c_float, pointer, number, *(pointer,) * 3)
         self.train = function(
             "train",
             status,

@@ -1,7 +1,8 @@
 /* Forward, backward and SGD of small networks on one core.
  *
- * A network is [convolution + relu + 2x2 max-pooling]*, [linear + relu]*, linear, cross-entropy. This
- * file is compiled once for every instruction set, with ISA and LANES (floats in a vector) given.
+ * A network is [convolution + relu + 2x2 max-pooling]*, [linear + relu]*, linear, cross-entropy, with
+ * or without batch normalisation before a relu. This file is compiled once for every instruction set,
+ * with ISA and LANES (floats in a vector) given.
  *
  * Parameters and gradients are flat vectors in torch's own layout. Inside, images are
  * channels-last, (height, width, channels) without padding, so that what a row of a kernel reads
@@ -10,7 +11,8 @@
  *
  * Most of a convolution's backward is zeros: max-pooling passes a gradient to one of four
  * positions, relu to none of them where the unit is dead. So the forward is a dense product, and
- * both backward products run over lists of what is not zero.
+ * both backward products run over lists of what is not zero. By a batch's own statistics every
+ * position has a gradient: there the lists are full.
  *
  * The order of every sum is given by shapes and data alone, never by addresses, so results are the
  * same bit for bit wherever the buffers lie.
@@ -80,7 +82,7 @@ typedef float word __attribute__((aligned(2), may_alias));
 typedef uint16_t short_number __attribute__((may_alias));
 
 enum { L = LANES, MOST_LAYERS = 16 };
-enum { CONVOLUTION = 0, LINEAR = 1, FIELDS = 10 };
+enum { CONVOLUTION = 0, LINEAR = 1, FIELDS = 12 };
 enum { NONE, UPDATE, SET, ADD }; /* what becomes of a layer's weight gradient */
 
 /* ---- vectors */
@@ -176,6 +178,7 @@ typedef struct {
     long kind, in, out; /* channels, or features */
     long h, w, kh, kw;  /* of the input image, of the kernel */
     long weight, bias;  /* where they start in the flat vector */
+    long norm, running; /* of batch normalisation: scale and offset; mean and variance. norm < 0: none */
     int relu;
     /* convolutions */
     long ph, pw, run, runs, outs; /* pooled image; kw x in; run and out rounded up to vectors */
@@ -189,6 +192,12 @@ typedef struct {
     long stride;
     const float *planes; /* where the forward goes by planes: x in torch's layout */
     long plane_stride;
+    /* batch normalisation; vectors of ``out`` rounded up */
+    float *z; /* what is normalised, then its gradient: (n, positions, outs), or (n, row) of linear layers */
+    long row;
+    float *mean, *inverse, *a, *b; /* inverse: 1 / deviation; y = a z + b */
+    float *alpha, *beta;           /* z's gradient is a times that of y, + alpha + beta z */
+    double *sums, *sums_z;         /* of y's gradient, of its product with z */
 } layer;
 
 typedef struct {
@@ -198,6 +207,7 @@ typedef struct {
 
 typedef struct {
     long layers, most, size; /* size: of a sample */
+    int normalised;
     long classes, stride;    /* of the scores */
     layer l[MOST_LAYERS];
     float *scores, *slope;   /* (n, stride) */
@@ -223,7 +233,13 @@ static long fitting(long n) { return HALVES && n <= HALF ? HALF : L; }
 static long up(long n, long to) { return (n + to - 1) / to * to; }
 
 /* Whether the first layer's forward goes by planes. */
-static int plane_wise(const layer *l) { return PLANES && l->kind == CONVOLUTION && l->out <= HALF; }
+static int plane_wise(const layer *l) {
+    return PLANES && l->kind == CONVOLUTION && l->out <= HALF && l->norm < 0;
+}
+
+/* Of a convolution's output, before pooling. */
+static long height(const layer *l) { return l->h - l->kh + 1; }
+static long width(const layer *l) { return l->w - l->kw + 1; }
 
 /* From the first position of a plane's output that is used to the last. */
 static long positions(const layer *l) { return (2 * l->ph - 1) * l->w + 2 * l->pw; }
@@ -252,6 +268,21 @@ static void place(net *n, char *block, size_t *used) {
             in = l->stride;
         if (BF16 && l->kind == LINEAR && up(l->out, 2 * L) > out)
             out = up(l->out, 2 * L);
+        const long channels = up(l->out, L), spots = l->kind == LINEAR ? 1 : height(l) * width(l);
+        if (l->norm >= 0) {
+            l->row = l->kind == LINEAR ? channels : spots * l->outs;
+            l->z = take(block, used, 4 * l->row * n->most);
+            l->mean = take(block, used, 4 * channels);
+            l->inverse = take(block, used, 4 * channels);
+            l->a = take(block, used, 4 * channels);
+            l->b = take(block, used, 4 * channels);
+            l->alpha = take(block, used, 4 * channels);
+            l->beta = take(block, used, 4 * channels);
+            l->sums = take(block, used, 8 * channels);
+            l->sums_z = take(block, used, 8 * channels);
+            if (spots > list)
+                list = spots;
+        }
         if (l->kind == LINEAR)
             continue;
         long weights = l->kh * l->runs * l->out, windows = l->ph * l->pw;
@@ -297,7 +328,8 @@ EXPORT void API(free)(net *n) {
     free(n);
 }
 
-/* spec: FIELDS numbers a layer: kind, in, out, h, w, kh, kw, weight, bias, relu. NULL: no memory. */
+/* spec: FIELDS numbers a layer: kind, in, out, h, w, kh, kw, weight, bias, relu, norm, running.
+ * NULL: no memory. */
 EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
     if (layers < 1 || layers > MOST_LAYERS || most < 1)
         return NULL;
@@ -310,7 +342,8 @@ EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
         layer *l = &n->l[k];
         const int64_t *s = spec + FIELDS * k;
         l->kind = s[0], l->in = s[1], l->out = s[2], l->h = s[3], l->w = s[4], l->kh = s[5], l->kw = s[6];
-        l->weight = s[7], l->bias = s[8], l->relu = (int)s[9];
+        l->weight = s[7], l->bias = s[8], l->relu = (int)s[9], l->norm = s[10], l->running = s[11];
+        n->normalised |= l->norm >= 0;
         long floats = l->in;
         if (l->kind == CONVOLUTION) {
             l->ph = (l->h - l->kh + 1) / 2, l->pw = (l->w - l->kw + 1) / 2;
@@ -406,19 +439,20 @@ SMALL(2) SMALL(3) SMALL(4) SMALL(5) SMALL(6) SMALL(7) SMALL(8) static tile *cons
 static tile *const SMALLS[8] = {NULL};
 #endif
 
-/* Two rows of output, (2, 2 pw, outs), without relu. */
-static void two_rows(const layer *l, const number *in, float *rows, long py) {
-    const long count = 4 * l->pw, vectors = (l->outs + L - 1) / L;
+/* Rows of output from ``row`` on, (rows, across, outs), without relu. */
+static void some_rows(const layer *l, const number *in, float *rows, long row, long many, long across) {
+    const long count = many * across, vectors = (l->outs + L - 1) / L;
     for (long v = 0; v < vectors;) {
         const long wide = vectors - v < MOST_V ? vectors - v : MOST_V;
         const int few = l->outs < L;
         const long most = few ? 8 : MOST_P[wide - 1], tiles = (count + most - 1) / most;
-        for (long t = 0, p = 0; t < tiles; t++) {
+        for (long t = 0, p = 0, x = 0, y = row; t < tiles; t++) {
             const long end = count * (t + 1) / tiles;
             const number *starts[12];
-            for (long i = p; i < end; i++) {
-                long right = i >= 2 * l->pw;
-                starts[i - p] = in + ((2 * py + right) * l->w + i - right * 2 * l->pw) * l->in;
+            for (long i = p; i < end; i++, x++) {
+                if (x == across)
+                    x = 0, y++;
+                starts[i - p] = in + (y * l->w + x) * l->in;
             }
             tile *work = few ? SMALLS[end - p - 1] : TILES[wide - 1][end - p - 1];
             work(l, starts, v, rows + p * l->outs);
@@ -442,14 +476,22 @@ INLINE void find_largest(vec *best, const vec *other, int32_t *which) {
     *(loose_whole *)which = at;
 }
 
-/* relu and 2x2 maximum. */
-static void pool_rows(const layer *l, const float *rows, float *out, int32_t *which) {
+/* relu and 2x2 maximum of two rows of so many positions across; norm: of a z + b. */
+INLINE void pool_rows(const layer *l, const float *rows, long across, float *out, int32_t *which,
+                      const int norm) {
     const long vectors = (l->outs + L - 1) / L;
     for (long x = 0; x < l->pw; x++)
         for (long v = 0; v < vectors; v++) {
-            const float *upper = rows + 2 * x * l->outs + v * L, *lower = upper + 2 * l->pw * l->outs;
-            const vec other[3] = {load(upper + l->outs), load(lower), load(lower + l->outs)};
+            const float *upper = rows + 2 * x * l->outs + v * L, *lower = upper + across * l->outs;
+            vec other[3] = {load(upper + l->outs), load(lower), load(lower + l->outs)};
             vec best = load(upper);
+            if (norm) {
+                const vec a = load(l->a + v * L), b = load(l->b + v * L);
+                best = best * a + b;
+                UNROLL
+                for (int k = 0; k < 3; k++)
+                    other[k] = other[k] * a + b;
+            }
             /* Lanes beyond the last channel are overwritten by the next window. */
             find_largest(&best, other, which + x * l->out + v * L);
             store(out + x * l->out + v * L, best);
@@ -552,8 +594,89 @@ static void convolve(const net *n, const layer *l, long samples, float *out, lon
     for (long s = 0; s < samples && !l->planes; s++)
         for (long py = 0; py < l->ph; py++) {
             long at = py * l->pw * l->out;
-            two_rows(l, l->read + s * l->stride, n->rows, py);
-            pool_rows(l, n->rows, out + s * stride + at, l->which + s * l->ph * l->pw * l->out + at);
+            some_rows(l, l->read + s * l->stride, n->rows, 2 * py, 2, 2 * l->pw);
+            pool_rows(l, n->rows, 2 * l->pw, out + s * stride + at,
+                      l->which + s * l->ph * l->pw * l->out + at, 0);
+        }
+}
+
+/* ---- batch normalisation, forward */
+
+#define EPSILON 1e-5f /* as torch's defaults */
+#define MOMENTUM 0.1f
+
+/* y = a z + b by the batch's own statistics, (samples, spots, outs) floats of z, which move the
+ * running ones in ``moved``; NULL: by the running statistics in w. */
+static void normalise(const layer *l, const float *w, long samples, long spots, long outs, float *moved) {
+    const float *scale = w + l->norm, *offset = scale + l->out;
+    const double count = (double)samples * (double)spots;
+    for (long o = 0; o < l->out; o += L) {
+        const long part = l->out - o < L ? l->out - o : L;
+        double sums[L];
+        for (int pass = 0; moved && pass < 2; pass++) {
+            const vec mean = pass ? load(l->mean + o) : (vec){0};
+            for (long i = 0; i < part; i++)
+                sums[i] = 0;
+            for (long s = 0; s < samples; s++) {
+                vec acc[4] = {{0}, {0}, {0}, {0}};
+                const float *z = l->z + s * l->row + o;
+                long p = 0;
+                for (; p + 4 <= spots; p += 4, z += 4 * outs)
+                    UNROLL
+                for (int k = 0; k < 4; k++) {
+                    const vec v = load(z + k * outs) - mean;
+                    acc[k] += pass ? v * v : v;
+                }
+                for (; p < spots; p++, z += outs) {
+                    const vec v = load(z) - mean;
+                    acc[0] += pass ? v * v : v;
+                }
+                float sample[L];
+                store(sample, (acc[0] + acc[1]) + (acc[2] + acc[3]));
+                for (long i = 0; i < part; i++)
+                    sums[i] += sample[i];
+            }
+            for (long i = 0; i < part && !pass; i++)
+                l->mean[o + i] = (float)(sums[i] / count);
+        }
+        for (long i = o; i < o + part; i++) {
+            float variance = w[l->running + l->out + i];
+            if (moved) {
+                float *mean = moved + l->running + i, *spread = mean + l->out;
+                variance = (float)(sums[i - o] / count);
+                *mean += MOMENTUM * (l->mean[i] - *mean);
+                *spread += MOMENTUM * ((float)(sums[i - o] / (count - 1)) - *spread);
+            } else {
+                l->mean[i] = w[l->running + i];
+            }
+            l->inverse[i] = 1 / sqrtf(variance + EPSILON);
+            l->a[i] = scale[i] * l->inverse[i];
+            l->b[i] = offset[i] - l->mean[i] * l->a[i];
+        }
+    }
+}
+
+static void convolve_normalised(const layer *l, const float *w, long samples, float *out, long stride,
+                                float *moved) {
+    const long across = width(l), spots = height(l) * across;
+    for (long s = 0; s < samples; s++)
+        some_rows(l, l->read + s * l->stride, l->z + s * l->row, 0, height(l), across);
+    normalise(l, w, samples, spots, l->outs, moved);
+    for (long s = 0; s < samples; s++)
+        for (long py = 0; py < l->ph; py++) {
+            const long at = py * l->pw * l->out;
+            pool_rows(l, l->z + s * l->row + 2 * py * across * l->outs, across, out + s * stride + at,
+                      l->which + s * l->ph * l->pw * l->out + at, 1);
+        }
+}
+
+/* Of a linear layer: z into its relu(a z + b). */
+static void rectify(const layer *l, const float *w, long samples, float *out, long stride, float *moved) {
+    normalise(l, w, samples, 1, l->row, moved);
+    for (long s = 0; s < samples; s++)
+        for (long o = 0; o < l->out; o++) {
+            const float v = l->z[s * l->row + o] * l->a[o] + l->b[o];
+            out[s * stride + o] = v <= 0 ? 0 : v;
         }
 }
 
@@ -802,6 +925,114 @@ static void put_bias(const layer *l, long samples, const float *g, long stride, 
     }
 }
 
+/* ---- batch normalisation, backward */
+
+/* From the sums over ``count`` numbers a channel: steps of scale and offset, and alpha and beta, which are
+ * 0 by the running statistics (own: by the batch's). */
+static void pass_on(const layer *l, double count, int own, int mode, const rule *r, float *w, float *g) {
+    for (long o = 0; o < l->out; o++) {
+        const double sum = l->sums[o], mean = (double)l->mean[o], inverse = (double)l->inverse[o];
+        const double by_unit = (l->sums_z[o] - sum * mean) * inverse; /* unit: (z - mean) / deviation */
+        const double a = own ? (double)l->a[o] / count : 0;
+        l->alpha[o] = (float)(a * (by_unit * inverse * mean - sum));
+        l->beta[o] = (float)(-a * by_unit * inverse);
+        const float scale = (float)by_unit, offset = (float)sum;
+        put(mode, r, w, g, &scale, l->norm + o, 1);
+        put(mode, r, w, g, &offset, l->norm + l->out + o, 1);
+    }
+}
+
+static void sum_nothing(const layer *l) {
+    memset(l->sums, 0, (size_t)(8 * l->out));
+    memset(l->sums_z, 0, (size_t)(8 * l->out));
+}
+
+/* The bias of a layer that is normalised: the batch's own mean takes it away again. */
+static void put_normalised_bias(const layer *l, int own, int mode, const rule *r, float *w, float *g) {
+    for (long o = 0; o < l->out; o++) {
+        const float found = own ? 0 : l->a[o] * (float)l->sums[o];
+        put(mode, r, w, g, &found, l->bias + o, 1);
+    }
+}
+
+/* As convolve_back, where z was normalised. */
+static void convolve_normalised_back(const net *n, const layer *l, long samples, const float *out,
+                                     float *dout, long stride, int own, int mode, int norm_mode, int dx,
+                                     const rule *r, float *w, float *g) {
+    const long windows = l->ph * l->pw, across = l->w * l->in, kernel = l->kh * l->runs, outs = l->outs;
+    const long wide = width(l), spots = height(l) * wide;
+    const long corner[4] = {0, outs, wide * outs, (wide + 1) * outs};
+    sum_nothing(l);
+    for (long s = 0; s < samples; s++)
+        for (long i = 0, k = 0; i < windows; i++) {
+            const float *z = l->z + s * l->row + 2 * (i / l->pw * wide + i % l->pw) * outs;
+            const int32_t *which = l->which + s * windows * l->out;
+            float *dy = dout + s * stride;
+            for (long o = 0; o < l->out; o++, k++) {
+                dy[k] = out[s * stride + k] <= 0 ? 0 : dy[k];
+                l->sums[o] += (double)dy[k];
+                l->sums_z[o] += (double)dy[k] * (double)z[corner[which[k]] + o];
+            }
+        }
+    pass_on(l, (double)(samples * spots), own, norm_mode, r, w, g);
+    for (long s = 0; s < samples; s++) {
+        float *restrict z = l->z + s * l->row;
+        const float *restrict alpha = l->alpha, *restrict beta = l->beta;
+        for (long p = 0; p < spots; p++, z += outs)
+            for (long o = 0; o < outs; o += fitting(outs))
+                for (long i = o; i < o + fitting(outs); i++)
+                    z[i] = alpha[i] + beta[i] * z[i];
+        const int32_t *which = l->which + s * windows * l->out;
+        const float *dy = dout + s * stride;
+        for (long i = 0, k = 0; i < windows; i++) {
+            float *to = l->z + s * l->row + 2 * (i / l->pw * wide + i % l->pw) * outs;
+            for (long o = 0; o < l->out; o++, k++)
+                to[corner[which[k]] + o] += l->a[o] * dy[k];
+        }
+    }
+    if (mode != NONE)
+        memset(l->slope, 0, (size_t)(4 * kernel * l->out));
+    for (long s = 0; s < samples; s++) {
+        const float *x = l->x + s * l->stride, *dz = l->z + s * l->row;
+        for (long o = 0; mode != NONE && o < l->out; o++) {
+            for (long y = 0, i = 0; y < height(l); y++)
+                for (long at = 0; at < wide; at++, i++)
+                    n->list[i] = (entry){(int32_t)(y * across + at * l->in), dz[i * outs + o]};
+            gather(l, l->slope + o * kernel, l->runs, x, across, n->list, spots);
+        }
+        if (!dx)
+            continue;
+        float *to = l->dx + s * l->stride;
+        memset(to, 0, (size_t)(4 * l->stride));
+        for (long y = 0; y < height(l); y++)
+            for (long at = 0; at < wide; at++, dz += outs) {
+                for (long o = 0; o < l->out; o++)
+                    n->list[o] = (entry){(int32_t)(o * kernel), dz[o]};
+                gather(l, to + y * across + at * l->in, across, l->back, l->runs, n->list, l->out);
+            }
+    }
+    if (mode != NONE)
+        put_convolution(n, l, mode, r, w, g);
+    put_normalised_bias(l, own, mode, r, w, g);
+}
+
+/* Of a linear layer: the gradient of what follows its relu, ``dy``, becomes that of z. */
+static void rectify_back(const layer *l, long samples, float *dy, long stride, int own, int norm_mode,
+                         const rule *r, float *w, float *g) {
+    sum_nothing(l);
+    for (long s = 0; s < samples; s++)
+        for (long o = 0; o < l->out; o++) {
+            l->sums[o] += (double)dy[s * stride + o];
+            l->sums_z[o] += (double)dy[s * stride + o] * (double)l->z[s * l->row + o];
+        }
+    pass_on(l, (double)samples, own, norm_mode, r, w, g);
+    for (long s = 0; s < samples; s++)
+        for (long o = 0; o < l->out; o++) {
+            float *v = dy + s * stride + o;
+            *v = l->a[o] * *v + (l->alpha[o] + l->beta[o] * l->z[s * l->row + o]);
+        }
+}
+
 /* ---- linear, forward */
 
 /* S samples x O outputs; rows of weights are ``in`` apart. */
@@ -846,7 +1077,7 @@ static void put_bias(const layer *l, long samples, const float *g, long stride, 
             UNROLL                                                                                \
         for (int o = 0; o < O; o++) {                                                             \
             float v = bias[o] + total(acc[s][o]);                                                 \
-            y[s * y_stride + o] = l->relu && v <= 0 ? 0 : v;                                      \
+            y[s * y_stride + o] = l->relu && l->norm < 0 && v <= 0 ? 0 : v;                       \
         }                                                                                         \
     }
 #define DOTS5(O) DOTS(1, O) DOTS(2, O) DOTS(3, O) DOTS(4, O) DOTS(5, O)
@@ -1059,8 +1290,6 @@ static void connect_back(const net *n, const layer *l, long samples, const float
             o += outs;
         }
     }
-    if (mode != NONE)
-        put_bias(l, samples, dy, dy_stride, 1, mode, r, w, g);
 }
 
 /* ---- the whole network */
@@ -1103,8 +1332,9 @@ INLINE void flatten(const layer *l, float *images, long stride, float *rows, lon
             }
 }
 
-/* Scores of the samples in the first layer's x; learn: a backward pass follows. */
-static void forward(const net *n, const float *w, long samples, int learn) {
+/* Scores of the samples in the first layer's x; learn: a backward pass follows. moved: the vector
+ * whose running statistics follow those of the batch, by which it goes; NULL: by the running ones. */
+static void forward(const net *n, const float *w, long samples, int learn, float *moved) {
     for (long k = 0; k < n->layers; k++) {
         const layer *l = &n->l[k], *next = l + 1;
         const int last = k + 1 == n->layers;
@@ -1115,12 +1345,21 @@ static void forward(const net *n, const float *w, long samples, int learn) {
         for (long s = 0; s < samples; s++)
             lower(l->x + s * l->stride, floats, (number *)l->read + s * l->stride, l->x + s * l->stride);
 #endif
+        if (l->kind == LINEAR && l->norm >= 0) {
+            connect(n, l, w, samples, l->z, l->row);
+            rectify(l, w, samples, out, stride, moved);
+            continue;
+        }
         if (l->kind == LINEAR) {
             connect(n, l, w, samples, out, stride);
             continue;
         }
         repack(n, l, w, learn && k > 0);
-        convolve(n, l, samples, next->kind == LINEAR ? n->images : out, stride);
+        float *images = next->kind == LINEAR ? n->images : out;
+        if (l->norm >= 0)
+            convolve_normalised(l, w, samples, images, stride, moved);
+        else
+            convolve(n, l, samples, images, stride);
         if (next->kind == LINEAR)
             flatten(l, n->images, stride, out, stride, samples, 0);
     }
@@ -1154,17 +1393,20 @@ static void softmax(const net *n, long samples, const int64_t *labels, float sca
     }
 }
 
-/* trained: a flag a layer; what becomes of the gradient is ``mode`` there. */
-static void backward(const net *n, long samples, const uint8_t *trained, int mode, const rule *r,
+/* trained: a flag a layer, then, in normalised networks, one a layer's normalisation; what becomes of the gradient is
+ * ``mode`` there. own: the forward went by the batch's own statistics. */
+static void backward(const net *n, long samples, const uint8_t *trained, int own, int mode, const rule *r,
                      float *w, float *g) {
     long lowest = 0;
-    while (trained && lowest < n->layers && !trained[lowest])
+    while (trained && lowest < n->layers && !trained[lowest] &&
+           (n->l[lowest].norm < 0 || !trained[n->layers + lowest]))
         lowest++;
     const float *dy = n->slope;
     long stride = n->stride;
     for (long k = n->layers - 1; k >= lowest; k--) {
         const layer *l = &n->l[k], *next = l + 1;
         const int last = k + 1 == n->layers, as = !trained || trained[k] ? mode : NONE;
+        const int norm_as = l->norm >= 0 && (!trained || trained[n->layers + k]) ? mode : NONE;
         if (!last) {
             dy = next->dx, stride = next->stride;
             if (l->kind == LINEAR && l->relu)
@@ -1172,8 +1414,14 @@ static void backward(const net *n, long samples, const uint8_t *trained, int mod
                     for (long i = 0; i < l->out; i++)
                         next->dx[s * stride + i] = next->x[s * stride + i] <= 0 ? 0 : dy[s * stride + i];
         }
+        if (l->kind == LINEAR && l->norm >= 0) {
+            rectify_back(l, samples, next->dx, stride, own, norm_as, r, w, g);
+            put_normalised_bias(l, own, as, r, w, g);
+        }
         if (l->kind == LINEAR) {
             connect_back(n, l, samples, dy, stride, as, k > lowest, r, w, g);
+            if (l->norm < 0)
+                put_bias(l, samples, dy, stride, 1, as, r, w, g);
             continue;
         }
         const int flat = next->kind == LINEAR;
@@ -1181,6 +1429,10 @@ static void backward(const net *n, long samples, const uint8_t *trained, int mod
         float *dout = flat ? n->dimages : next->dx;
         if (flat)
             flatten(l, dout, stride, next->dx, stride, samples, 1);
+        if (l->norm >= 0) {
+            convolve_normalised_back(n, l, samples, out, dout, stride, own, as, norm_as, k > lowest, r, w, g);
+            continue;
+        }
         convolve_back(n, l, samples, out, dout, stride, as != NONE, k > lowest);
         if (as == NONE)
             continue;
@@ -1196,7 +1448,8 @@ static int known(const net *n, const int64_t *labels, long count) {
     return 1;
 }
 
-/* ---- what Python calls; 0: done, 1: a label or a row that is not there */
+/* ---- what Python calls; 0: done, 1: a label or a row that is not there, 2: a batch that has to pass at
+ * once and is larger than the workspace */
 
 /* Scores of samples x, (count, classes). */
 EXPORT int API(scores)(net *n, const float *w, const float *x, int64_t count, float *out) {
@@ -1204,7 +1457,7 @@ EXPORT int API(scores)(net *n, const float *w, const float *x, int64_t count, fl
         const long size = count - from < n->most ? count - from : n->most;
         for (long s = 0; s < size; s++)
             enter(n, x + (from + s) * n->size, s);
-        forward(n, w, size, 0);
+        forward(n, w, size, 0, NULL);
         for (long s = 0; s < size; s++)
             memcpy(out + (from + s) * n->classes, n->scores + s * n->stride, (size_t)(4 * n->classes));
     }
@@ -1220,7 +1473,7 @@ EXPORT int API(judge)(net *n, const float *w, const float *x, const int64_t *y, 
         const long size = count - from < n->most ? count - from : n->most;
         for (long s = 0; s < size; s++)
             enter(n, x + (from + s) * n->size, s);
-        forward(n, w, size, 0);
+        forward(n, w, size, 0, NULL);
         for (long s = 0; s < size; s++) {
             const float *score = n->scores + s * n->stride;
             long best = 0; /* as torch: the first of equals, and NaN is larger than all */
@@ -1235,27 +1488,32 @@ EXPORT int API(judge)(net *n, const float *w, const float *x, const int64_t *y, 
 }
 
 /* Gradient of scale x the sum of the samples' losses: into g, or added to it. scores: NULL or
- * (count, classes). trained: NULL or a flag a layer; the gradients of other layers are left alone,
- * and what lies below the lowest trained layer is left out. */
+ * (count, classes). trained: NULL, or as for ``backward``; the gradients of other layers are left
+ * alone, and what lies below the lowest trained layer is left out. moved: as for ``forward``. */
 EXPORT int API(slope)(net *n, const float *w, const float *x, const int64_t *y, int64_t count,
-                      float scale, float *g, int64_t add, float *scores, const uint8_t *trained) {
+                      float scale, float *g, int64_t add, float *scores, const uint8_t *trained,
+                      float *moved) {
     if (!known(n, y, count))
         return 1;
+    if (moved && n->normalised && count > n->most)
+        return 2;
     for (long from = 0; from < count; from += n->most) {
         const long size = count - from < n->most ? count - from : n->most;
         for (long s = 0; s < size; s++)
             enter(n, x + (from + s) * n->size, s);
-        forward(n, w, size, 1);
+        forward(n, w, size, 1, moved);
         for (long s = 0; scores && s < size; s++)
             memcpy(scores + (from + s) * n->classes, n->scores + s * n->stride, (size_t)(4 * n->classes));
         softmax(n, size, y + from, scale);
         /* Modes other than UPDATE do not write to w. */
-        backward(n, size, trained, add || from ? ADD : SET, NULL, (float *)(uintptr_t)w, g);
+        const int mode = add || from ? ADD : SET;
+        backward(n, size, trained, moved != NULL, mode, NULL, (float *)(uintptr_t)w, g);
     }
     return 0;
 }
 
-/* SGD in place on w over batches of the samples order[0 .. count - 1], rows of x and y.
+/* SGD in place on w over batches of the samples order[0 .. count - 1], rows of x and y. Batch
+ * normalisation goes by the batch's statistics; a batch of one has none and goes by the running ones.
  * g: scratch of w's length, used where a batch is larger than the workspace. */
 EXPORT int API(train)(net *n, float *w, float *g, const float *x, const int64_t *y, int64_t rows,
                       const int64_t *order, int64_t count, int64_t batch, const rule *r,
@@ -1263,6 +1521,8 @@ EXPORT int API(train)(net *n, float *w, float *g, const float *x, const int64_t 
     for (long i = 0; i < count; i++)
         if (order[i] < 0 || order[i] >= rows || !known(n, y + order[i], 1))
             return 1;
+    if (n->normalised && batch > n->most)
+        return 2;
     for (long first = 0; first < count; first += batch) {
         const long all = count - first < batch ? count - first : batch;
         for (long from = 0; from < all; from += n->most) {
@@ -1273,9 +1533,10 @@ EXPORT int API(train)(net *n, float *w, float *g, const float *x, const int64_t 
                 enter(n, x + row * n->size, s);
                 n->labels[s] = y[row];
             }
-            forward(n, w, size, 1);
+            const int own = all > 1;
+            forward(n, w, size, 1, own ? w : NULL);
             softmax(n, size, n->labels, 1.0f / (float)all);
-            backward(n, size, trained, mode, r, w, g);
+            backward(n, size, trained, own, mode, r, w, g);
         }
         for (long k = 0; all > n->most && k < n->layers; k++) {
             const layer *l = &n->l[k];
