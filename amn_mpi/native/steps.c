@@ -388,7 +388,7 @@ EXPORT net *API(new)(const int64_t *spec, int64_t layers, int64_t most) {
                 acc[p][v] = b;                                                                  \
         }                                                                                       \
         for (long ky = 0; ky < l->kh; ky++)                                                     \
-            for (long r = ky * across; r < ky * across + run; r += EACH, w += outs) {                 \
+            for (long r = ky * across; r < ky * across + run; r += EACH, w += outs) {           \
                 type wv[V];                                                                     \
                 UNROLL                                                                          \
                 for (int v = 0; v < V; v++)                                                     \
@@ -1393,8 +1393,8 @@ static void softmax(const net *n, long samples, const int64_t *labels, float sca
     }
 }
 
-/* trained: a flag a layer, then, in normalised networks, one a layer's normalisation; what becomes of the gradient is
- * ``mode`` there. own: the forward went by the batch's own statistics. */
+/* trained: a flag a layer, then, in normalised networks, one a layer's normalisation; what becomes of
+ * the gradient is ``mode`` there. own: the forward went by the batch's own statistics. */
 static void backward(const net *n, long samples, const uint8_t *trained, int own, int mode, const rule *r,
                      float *w, float *g) {
     long lowest = 0;
@@ -1430,7 +1430,8 @@ static void backward(const net *n, long samples, const uint8_t *trained, int own
         if (flat)
             flatten(l, dout, stride, next->dx, stride, samples, 1);
         if (l->norm >= 0) {
-            convolve_normalised_back(n, l, samples, out, dout, stride, own, as, norm_as, k > lowest, r, w, g);
+            convolve_normalised_back(n, l, samples, out, dout, stride, own, as, norm_as, k > lowest, r, w,
+                                     g);
             continue;
         }
         convolve_back(n, l, samples, out, dout, stride, as != NONE, k > lowest);
@@ -1448,8 +1449,8 @@ static int known(const net *n, const int64_t *labels, long count) {
     return 1;
 }
 
-/* ---- what Python calls; 0: done, 1: a label or a row that is not there, 2: a batch that has to pass at
- * once and is larger than the workspace */
+/* ---- what Python calls; 0: done, 1: a label or a row that is not there, 2: a batch that has to pass
+ * at once is larger than the workspace */
 
 /* Scores of samples x, (count, classes). */
 EXPORT int API(scores)(net *n, const float *w, const float *x, int64_t count, float *out) {
