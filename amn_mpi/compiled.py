@@ -238,6 +238,12 @@ class CompiledEngine(Engine):
                 self.tick()
         return self.parameters
 
+    def solve(self, steps: int, lr: float, pull: Pull) -> None:
+        n, anchor = self._size, _plain(pull.anchor)
+        rule = native.Rule(lr, 0.0, self.local.weight_decay, pull.strength, anchor.data_ptr())
+        order, w, g = np.tile(np.arange(n), steps), self.parameters, self.gradients
+        self.network.train(w, g, self._x[:n], self._y[:n], order, n, rule)
+
     def gradient(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self.parameters.copy_(at)
         self.gradient_loss = 0.0

@@ -166,6 +166,14 @@ class Engine:
             at[self.layout.trained :] = self.parameters[self.layout.trained :]
         return self.gradients
 
+    def solve(self, steps: int, lr: float, pull: Pull) -> None:
+        """So many gradient steps of size ``lr`` on the loaded batch, weight decay included, under a
+        proximal term: from the workspace's model, and in it."""
+        w, trained = self.parameters, slice(0, self.layout.trained)
+        for _ in range(steps):
+            slope = self.slope(w)
+            w[trained] -= lr * (slope + pull.strength * (w - pull.anchor))[trained]
+
     def batch_loss(self) -> float:
         """Mean loss of the loaded batch where ``slope`` was taken last."""
         return float(functional.cross_entropy(self._scores, self._y[: self._size]))

@@ -392,6 +392,23 @@ def test_the_rest_of_the_engine(case: str) -> None:
     assert not both[1].gradient(start, *nothing).any() and not both[1].gradient_loss
 
 
+@pytest.mark.parametrize("case", ["mlp-17", "lenet5", "mlp-bn", "lenet5-bn"])
+def test_steps_on_one_batch(case: str) -> None:
+    shape, classes = {**CASES, **NORMALISED}[case][1:]
+    x, y = samples(shape, classes, 24)
+    start = vector_of(network(case)[0])
+    found = []
+    for kind in (Engine, CompiledEngine):
+        made = engine(kind, case, Local(batch_size=12, epochs=1, weight_decay=0.1))
+        made.parameters.copy_(start)
+        for _ in made.batches(x, y, order()):
+            made.solve(4, 0.05, Pull(start * 0.5, 2.0))
+        found.append(made.parameters.clone())
+    reference, other = found
+    assert (reference - start).norm() > 0.1 * start.norm()
+    assert (other - reference).norm() <= 2e-5 * (reference - start).norm()
+
+
 def test_ticks_come_between_the_calls() -> None:
     ticks: list[int] = []
     made = engine(CompiledEngine, "lenet5", Local(batch_size=2, epochs=3), tick=lambda: ticks.append(1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from amn_mpi.config import key
-from amn_mpi.methods.base import Arrived, Client, Setting, State, Update, Wire
+from amn_mpi.methods.base import Arrived, Client, Pull, Setting, State, Update, Wire
 from amn_mpi.methods.fedavg import FedAvg
 
 if TYPE_CHECKING:
@@ -57,17 +57,10 @@ class PFedMe(FedAvg):
         o, w, theta = self.options, engine.vector(received[0]), engine.parameters
         theta.copy_(w)
         for _ in engine.batches(client.x, client.y, client.generator("shuffle")):
-            self.solve(theta, w, engine)
+            engine.solve(o.inner_steps, o.inner_lr, Pull(w, o.lam))
             w -= engine.local.lr * o.lam * (w - theta)
         client.up[0] = w
         return Update(state={"personal": theta.clone()})
-
-    def solve(self, theta: torch.Tensor, w: torch.Tensor, engine: Engine) -> None:
-        """K steps on the loaded batch, in place; running statistics are left to the batches."""
-        o, trained = self.options, slice(0, self.setting.layout.trained)
-        for _ in range(o.inner_steps):
-            slope = engine.slope(theta)
-            theta[trained] -= o.inner_lr * (slope + o.lam * (theta - w))[trained]
 
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         model, mean, trained = server["model"], arrived.mean[0], self.setting.layout.trained
