@@ -1,6 +1,6 @@
 """The local engine in C: whole passes over a client's samples in one call (``native/steps.c``).
 
-For networks of the form [5x5 convolution, ReLU, 2x2 max-pooling]*, [linear, ReLU]*, linear on the
+For networks of the form [convolution, ReLU, 2x2 max-pooling]*, [linear, ReLU]*, linear on the
 CPU, with or without batch normalisation before a ReLU; others keep the reference engine. Everything but
 the arithmetic stays the reference engine's.
 
@@ -156,7 +156,7 @@ class Network:
 
     def _check(self, status: int) -> None:
         if status == 2:
-            raise ValueError("batch normalisation needs a workspace for the whole batch")
+            raise ValueError("batch normalisation needs two samples at least and room for the whole batch")
         if status:
             raise IndexError(f"a label is not one of {self.classes} classes, or a sample is not there")
 
@@ -209,7 +209,8 @@ class CompiledEngine(Engine):
         if trained is None:
             return super().train(start, x, y, generator, epochs=epochs, pull=pull, shift=shift, only=only)
         self.parameters.copy_(start)
-        if not trained.any() and not self._statistics or only is not None and not only.size:
+        nothing = only is not None and not only.size
+        if nothing or not (trained.any() or self._statistics):  # running statistics follow all the same
             return self.parameters
         x, y, size = _plain(x), _plain(y, torch.int64), self.local.batch_size
         if self._velocity is not None:
@@ -249,6 +250,7 @@ class CompiledEngine(Engine):
         self.gradient_loss = 0.0
         if not len(y):
             return self.gradients.zero_()
+        self.gradients[self.layout.trained :] = 0.0
         x, y, w, g = _plain(x), _plain(y, torch.int64), self.parameters, self.gradients
         for first in range(0, len(y), self._eval_batch):
             part = slice(first, first + self._eval_batch)
@@ -279,6 +281,7 @@ class CompiledEngine(Engine):
     def _backward(self) -> None:
         n, out = self._size, self._out[: self._size]
         w, g = self.parameters, self.gradients
+        g[self.layout.trained :] = 0.0  # whatever a method has made of it
         self.network.slope(w, self._x[:n], self._y[:n], 1 / n, g, scores=out, own=self._statistics and n > 1)
         self._scores = out
 

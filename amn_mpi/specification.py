@@ -68,6 +68,10 @@ def specification(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | Non
     fitting = all(_normalises(norm, layer) for layer, norm in norms.items()) and children[-1] not in norms
     if not plain or not fitting or sum(t.numel() for t in tensors) != at:
         return None
+    buffers = [buffer for _, buffer in module.named_buffers() if buffer.is_floating_point()]
+    kept = [each for layer in layers if layer in norms for each in _statistics(norms[layer])]
+    if len(buffers) != len(kept) or any(a is not b for a, b in zip(buffers, kept)):
+        return None  # others lie between the running statistics, or two layers share theirs
     found = np.array(rows, dtype=np.int64)
     for row, layer in zip(found, layers):
         if layer in norms:
@@ -103,6 +107,10 @@ def _normalises(norm: Any, layer: Any) -> bool:
         and norm.num_features == layer.weight.shape[0]
         and (norm.eps, norm.momentum, norm.affine, norm.track_running_stats) == (1e-5, 0.1, True, True)
     )
+
+
+def _statistics(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return norm.running_mean, norm.running_var
 
 
 def _convolves(layers: list[Any]) -> bool:

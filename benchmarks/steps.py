@@ -137,8 +137,8 @@ def main() -> int:
         works = [plain(module, x, y, batch), engine(Engine, name, x, y, batch)]
         fits = compiled.fits(module, shape)
         works.append(engine(CompiledEngine, name, x, y, batch) if fits else lambda: None)
-        single = not fits or ParameterLayout.of(module).normalised  # batch normalisation is, there
-        half = "" if single else native.available("bf16")
+        no_bf16 = not fits or ParameterLayout.of(module).normalised
+        half = "" if no_bf16 else native.available("bf16")
         works.append(engine(CompiledEngine, name, x, y, batch, half) if half else lambda: None)
         works.append(lambda: torch.mm(a, b, out=c))
         seconds = np.median(measure(turns, works), 0)

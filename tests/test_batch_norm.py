@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -299,23 +299,21 @@ START = DRAW.normal(size=SIZE).astype(np.float32)
 START[RUNNING] = np.abs(START[RUNNING]) + 0.5
 
 
-KINDS = {"torch": Engine, "compiled": CompiledEngine}
-KIND = ["torch"]
+Make = Callable[..., Engine]
 
 
-@pytest.fixture(params=KINDS)
-def each_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(params=["torch", "compiled"])
+def engine(request: pytest.FixtureRequest) -> Make:
     if request.param == "compiled" and not native.available():
         pytest.skip(native.reason())
-    KIND[0] = request.param
-    yield
-    KIND[0] = "torch"
+    kind = CompiledEngine if request.param == "compiled" else Engine
 
+    def make(local: Local, eval_batch: int = 1000, name: Any = "mlp_bn") -> Engine:
+        module = build(name, (D,), H, C)
+        layout = ParameterLayout.of(module)
+        return kind(module, layout, local, (D,), eval_batch, torch.device("cpu"), lambda: None)
 
-def engine(local: Local, eval_batch: int = 1000, name: Any = "mlp_bn") -> Engine:
-    module = build(name, (D,), H, C)
-    layout = ParameterLayout.of(module)
-    return KINDS[KIND[0]](module, layout, local, (D,), eval_batch, torch.device("cpu"), lambda: None)
+    return make
 
 
 def tensors(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
@@ -328,8 +326,7 @@ def order() -> np.random.Generator:
 
 @pytest.mark.parametrize("n", [22, 21, 19])  # 3 x 7 + 1 and 3 x 6 + 1: the last batch is one sample
 @pytest.mark.parametrize("trained", LOCALS, ids=["epochs", "momentum"])
-@pytest.mark.usefixtures("each_engine")
-def test_training_equals_numpy(trained: Local, n: int) -> None:
+def test_training_equals_numpy(engine: Make, trained: Local, n: int) -> None:
     start = torch.from_numpy(START)
     kept = start.clone()
     out = engine(trained).train(start, *tensors(n), order())
@@ -339,8 +336,7 @@ def test_training_equals_numpy(trained: Local, n: int) -> None:
     assert abs(out[RUNNING] - start[RUNNING]).min() > 1e-3  # every statistic moved
 
 
-@pytest.mark.usefixtures("each_engine")
-def test_pull_shift_and_decay_leave_statistics_alone() -> None:
+def test_pull_shift_and_decay_leave_statistics_alone(engine: Make) -> None:
     trained = Local(epochs=2, batch_size=5, lr=0.1, momentum=0.5, weight_decay=0.1)
     anchor, shift = START * 3 + 5, np.linspace(-0.5, 0.5, SIZE).astype(np.float32)
     out = engine(trained).train(
@@ -359,8 +355,7 @@ def test_pull_shift_and_decay_leave_statistics_alone() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-@pytest.mark.usefixtures("each_engine")
-def test_single_samples_never_move_statistics(momentum: float) -> None:
+def test_single_samples_never_move_statistics(engine: Make, momentum: float) -> None:
     """They have no statistics of their own, and decay, pull and shift may not touch the kept ones."""
     trained = Local(epochs=2, batch_size=1, lr=0.05, momentum=momentum, weight_decay=0.3)
     pull = Pull(torch.full((SIZE,), 9.0), 0.3)
@@ -374,8 +369,7 @@ def test_single_samples_never_move_statistics(momentum: float) -> None:
 
 
 @pytest.mark.parametrize("own_workspace", [True, False])
-@pytest.mark.usefixtures("each_engine")
-def test_slope_writes_the_batch_s_statistics_back(own_workspace: bool) -> None:
+def test_slope_writes_the_batch_s_statistics_back(engine: Make, own_workspace: bool) -> None:
     """For methods that step by themselves: the batch's gradient, decay on parameters alone."""
     made = engine(Local(batch_size=8, weight_decay=0.1))
     at = made.parameters if own_workspace else torch.from_numpy(START).clone()
@@ -396,8 +390,7 @@ def test_slope_writes_the_batch_s_statistics_back(own_workspace: bool) -> None:
 
 @pytest.mark.parametrize("eval_batch", [1, 4, 22, 1000])
 @pytest.mark.parametrize("used", [False, True])
-@pytest.mark.usefixtures("each_engine")
-def test_evaluation_goes_by_the_running_statistics(eval_batch: int, used: bool) -> None:
+def test_evaluation_goes_by_the_running_statistics(engine: Make, eval_batch: int, used: bool) -> None:
     """In chunks of any size, one included, after training or not; and it changes nothing."""
     made = engine(Local(batch_size=8), eval_batch)
     if used:
@@ -414,8 +407,7 @@ def test_evaluation_goes_by_the_running_statistics(eval_batch: int, used: bool) 
         assert torch.equal(at, torch.from_numpy(START)) and torch.equal(made.parameters, at)
 
 
-@pytest.mark.usefixtures("each_engine")
-def test_training_after_evaluation_is_in_training_mode() -> None:
+def test_training_after_evaluation_is_in_training_mode(engine: Make) -> None:
     used, fresh = engine(LOCALS[1], 4), engine(LOCALS[1], 4)
     start = torch.from_numpy(START)
     used.correct(start, *tensors(21))
@@ -426,7 +418,7 @@ def test_training_after_evaluation_is_in_training_mode() -> None:
     assert torch.equal(first, alone) and torch.equal(again, alone)
 
 
-def test_a_model_without_batch_norm_is_left_as_it_is() -> None:
+def test_a_model_without_batch_norm_is_left_as_it_is(engine: Make) -> None:
     """Its mode means nothing, so nobody sets it: each switch walks all modules."""
     made = engine(LOCALS[1], 4, "mlp")
     start = torch.from_numpy(START[: made.layout.size])
@@ -435,8 +427,7 @@ def test_a_model_without_batch_norm_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("trained", LOCALS, ids=["epochs", "momentum"])
-@pytest.mark.usefixtures("each_engine")
-def test_a_stored_row_gives_back_the_model(trained: Local) -> None:
+def test_a_stored_row_gives_back_the_model(engine: Make, trained: Local) -> None:
     made = engine(trained)
     row = made.train(torch.from_numpy(START), *tensors(), order()).clone()
     network = models.build(MLP_BN, (D,), C, seed=5)

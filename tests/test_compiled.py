@@ -35,7 +35,15 @@ WIDE_BN = nn.Sequential(  # some of its layers, and channels of every kind
     *WIDE[:1], nn.BatchNorm2d(5), *WIDE[1:4], nn.BatchNorm2d(70), *WIDE[4:10],
     nn.Linear(38, 21), nn.ReLU(), nn.Linear(21, 18), nn.BatchNorm1d(18), nn.ReLU(), nn.Linear(18, 3),
 )  # fmt: skip
-OWN = {"deep": DEEP, "wide": WIDE, "wide-bn": WIDE_BN}
+FIRST = {
+    f"first-{n}": nn.Sequential(
+        nn.Conv2d(inputs, n, (5, 4)), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(features, 3)
+    )
+    for n, inputs, features in (
+        (1, 1, 8 * 34), (2, 4, 7 * 18 * 2), (7, 2, 9 * 17 * 7), (8, 1, 7 * 17 * 8), (9, 3, 7 * 17 * 9)
+    )
+}  # fmt: skip
+OWN = {**FIRST, "deep": DEEP, "wide": WIDE, "wide-bn": WIDE_BN}
 CASES = {
     "linear": ("linear", (1, 28, 28), 10),
     "linear-one": ("linear", (1,), 2),
@@ -50,6 +58,11 @@ CASES = {
     "lenet5-odd": ("lenet5", (1, 29, 31), 7),
     "lenet5-least": ("lenet5", (1, 16, 17), 7),
     "wide": ("wide", (2, 22, 26), 3),
+    "first-1": ("first-1", (1, 20, 71), 3),  # few channels, long rows
+    "first-2": ("first-2", (4, 19, 40), 3),
+    "first-7": ("first-7", (2, 23, 38), 3),
+    "first-8": ("first-8", (1, 18, 37), 3),
+    "first-9": ("first-9", (3, 18, 37), 3),
 }
 NORMALISED = {
     "mlp-bn": ("mlp_bn", (17,), 5),
@@ -283,9 +296,25 @@ def test_normalised_batches_pass_at_once() -> None:
         made.slope(w, x, y, 1 / 6, torch.zeros_like(w), own=True)
     with pytest.raises(ValueError, match="whole batch"):
         made.train(w, w.clone(), x, y, np.arange(6), 5, native.Rule(0.1))
+    made.train(w, w.clone(), x, y, np.arange(4), 1000, native.Rule(0.1))
+    with pytest.raises(ValueError, match="two samples"):
+        made.slope(w, x[:1], y[:1], 1.0, torch.zeros_like(w), own=True)
     if native.runnable("bf16"):
         with pytest.raises(ValueError, match="float32"):
             Network(module, shape, 4, native.runnable("bf16")[0])
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("n", [300, 2501, 5001])
+def test_large_normalised_batches(n: int, instructions: str) -> None:
+    module, shape, classes, start = normalised("mlp-bn")
+    made, (x, y) = Network(module, shape, n, instructions), samples(shape, classes, n)
+    w, g, out = start.clone(), torch.zeros_like(start), torch.empty(n, classes)
+    scores, gradient, statistics = passed(module, x, y, True)
+    made.slope(w, x, y, 1 / n, g, scores=out, own=True)
+    close(out, scores, 1e-5)
+    close(g[: len(gradient)], gradient, 1e-5)
+    close(w[len(gradient) :], statistics)
 
 
 # ---- training
@@ -392,14 +421,15 @@ def test_the_rest_of_the_engine(case: str) -> None:
     assert not both[1].gradient(start, *nothing).any() and not both[1].gradient_loss
 
 
+@pytest.mark.parametrize("size", [12, 80])
 @pytest.mark.parametrize("case", ["mlp-17", "lenet5", "mlp-bn", "lenet5-bn"])
-def test_steps_on_one_batch(case: str) -> None:
+def test_steps_on_one_batch(case: str, size: int) -> None:
     shape, classes = {**CASES, **NORMALISED}[case][1:]
-    x, y = samples(shape, classes, 24)
+    x, y = samples(shape, classes, 2 * size)
     start = vector_of(network(case)[0])
     found = []
     for kind in (Engine, CompiledEngine):
-        made = engine(kind, case, Local(batch_size=12, epochs=1, weight_decay=0.1))
+        made = engine(kind, case, Local(batch_size=size, epochs=1, weight_decay=0.1))
         made.parameters.copy_(start)
         for _ in made.batches(x, y, order()):
             made.solve(4, 0.05, Pull(start * 0.5, 2.0))
@@ -498,6 +528,15 @@ def test_other_networks_do_not_fit() -> None:
         [nn.Flatten(), first, norm, nn.ReLU(), nn.Linear(4, 4), norm, nn.ReLU(), nn.Linear(4, 2)],
     ):
         assert not compiled.fits(nn.Sequential(*odd), (9,))
+    for owner in ("whole", "layer"):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+        assert compiled.fits(network, (9,))
+        (network if owner == "whole" else network[1]).register_buffer("mean", torch.full((3,), 5.0))
+        assert not compiled.fits(network, (9,))
+    one, two = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    two.running_mean, two.running_var = one.running_mean, one.running_var
+    layers = [nn.Flatten(), nn.Linear(9, 4), one, nn.ReLU(), nn.Linear(4, 4), two, nn.ReLU(), nn.Linear(4, 2)]
+    assert not compiled.fits(nn.Sequential(*layers), (9,))
     assert not compiled.fits(DEEP[1:], (17,))
     assert not compiled.fits(DEEP, (18,))
     assert not compiled.fits(copy.deepcopy(DEEP).double(), (17,))

@@ -11,9 +11,9 @@ A client sends vectors, single numbers by name (``figures``), and ``features``: 
 short beside P, made of its model where that is, so that rank 0 need not go through every model.
 
 Building blocks: ``config.key`` for options, ``Engine.train`` (its result is the workspace: copy it),
-``loss``, ``gradient``, ``batches`` and ``slope``; ``mixing.Mixing`` for a server that mixes rows of models;
-``held_out`` and ``shares`` below. torch is imported inside functions: the command line reads the
-options of methods without it.
+``loss``, ``gradient``, ``batches``, ``slope`` and ``solve``; ``mixing.Mixing`` for a server that mixes
+rows of models; ``held_out`` and ``shares`` below. torch is imported inside functions: the command line
+reads the options of methods without it.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@
  *
  * Most of a convolution's backward is zeros: max-pooling passes a gradient to one of four
  * positions, relu to none of them where the unit is dead. So the forward is a dense product, and
- * both backward products run over lists of what is not zero. By a batch's own statistics every
- * position has a gradient: there the lists are full.
+ * both backward products run over lists of what is not zero. Where z is normalised the lists have every
+ * position: by a batch's own statistics each has a gradient.
  *
  * The order of every sum is given by shapes and data alone, never by addresses, so results are the
  * same bit for bit wherever the buffers lie.
@@ -955,6 +955,15 @@ static void put_normalised_bias(const layer *l, int own, int mode, const rule *r
     }
 }
 
+static void shift_all(float *restrict z, const float *restrict alpha, const float *restrict beta, long spots,
+                      long outs) {
+    const long wide = fitting(outs);
+    for (long p = 0; p < spots; p++, z += outs)
+        for (long o = 0; o < outs; o += wide)
+            for (long i = o; i < o + wide; i++)
+                z[i] = alpha[i] + beta[i] * z[i];
+}
+
 /* As convolve_back, where z was normalised. */
 static void convolve_normalised_back(const net *n, const layer *l, long samples, const float *out,
                                      float *dout, long stride, int own, int mode, int norm_mode, int dx,
@@ -976,12 +985,7 @@ static void convolve_normalised_back(const net *n, const layer *l, long samples,
         }
     pass_on(l, (double)(samples * spots), own, norm_mode, r, w, g);
     for (long s = 0; s < samples; s++) {
-        float *restrict z = l->z + s * l->row;
-        const float *restrict alpha = l->alpha, *restrict beta = l->beta;
-        for (long p = 0; p < spots; p++, z += outs)
-            for (long o = 0; o < outs; o += fitting(outs))
-                for (long i = o; i < o + fitting(outs); i++)
-                    z[i] = alpha[i] + beta[i] * z[i];
+        shift_all(l->z + s * l->row, l->alpha, l->beta, spots, outs);
         const int32_t *which = l->which + s * windows * l->out;
         const float *dy = dout + s * stride;
         for (long i = 0, k = 0; i < windows; i++) {
@@ -1279,7 +1283,7 @@ static void connect_back(const net *n, const layer *l, long samples, const float
     const job j = {l, r, l->x, dy, dy, samples, l->stride, dy_stride, dy_stride, 0, w, g};
 #endif
     /* x and dx of so many inputs stay in the first-level cache. */
-    long chunk = up(5000 / (samples * (1 + dx)), 2 * L);
+    long chunk = up(5000 / (samples * (1 + dx)) + 1, 2 * L);
     for (long from = 0; work && from < l->in; from += chunk) {
         const long to = from + chunk < l->in ? from + chunk : l->in;
         for (long o = 0; o < l->out;) {
@@ -1449,8 +1453,8 @@ static int known(const net *n, const int64_t *labels, long count) {
     return 1;
 }
 
-/* ---- what Python calls; 0: done, 1: a label or a row that is not there, 2: a batch that has to pass
- * at once is larger than the workspace */
+/* ---- what Python calls; 0: done, 1: a label or a row that is not there, 2: a batch that is normalised
+ * by its own statistics is larger than the workspace, or a single sample */
 
 /* Scores of samples x, (count, classes). */
 EXPORT int API(scores)(net *n, const float *w, const float *x, int64_t count, float *out) {
@@ -1496,7 +1500,7 @@ EXPORT int API(slope)(net *n, const float *w, const float *x, const int64_t *y, 
                       float *moved) {
     if (!known(n, y, count))
         return 1;
-    if (moved && n->normalised && count > n->most)
+    if (moved && n->normalised && (count > n->most || count < 2))
         return 2;
     for (long from = 0; from < count; from += n->most) {
         const long size = count - from < n->most ? count - from : n->most;
@@ -1522,7 +1526,7 @@ EXPORT int API(train)(net *n, float *w, float *g, const float *x, const int64_t 
     for (long i = 0; i < count; i++)
         if (order[i] < 0 || order[i] >= rows || !known(n, y + order[i], 1))
             return 1;
-    if (n->normalised && batch > n->most)
+    if (n->normalised && (batch < count ? batch : count) > n->most)
         return 2;
     for (long first = 0; first < count; first += batch) {
         const long all = count - first < batch ? count - first : batch;
