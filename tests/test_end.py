@@ -49,7 +49,7 @@ def test_a_slow_rank_is_not_taken_for_hung(tmp_path: Path, env: dict[str, Path])
     what += ("--comm.timeout", 6, "--out", tmp_path / "out")
     done = run(*what, ranks=4, env={**env, "HOW": "slow", "MARK": mark}, script=ENDING)
     asleep = float(mark.read_text())
-    assert 4.5 < asleep < 5.9, "the sleep does not cover the end of the idle rank's timeout"
+    assert 3.6 <= asleep < 5.9, "the sleep does not cover the end of the idle rank's timeout"
     assert done.returncode == 0, done.stderr
     assert "hangs" not in done.stderr
     assert result(tmp_path / "out")["ranks"] == 3

@@ -24,17 +24,17 @@ def wrong(self: local.Engine, *args: object, **keys: object) -> object:
 
 
 def busy(self: local.Engine, *args: object, **keys: object) -> object:
-    """Rank 1 alone is at work until 4.8 s after the idle rank began to wait."""
-    while RANK == "1" and time.monotonic() < kept[0] + 4.8:
+    """Rank 1 alone is at work until 3.6 s after the idle rank began to wait."""
+    while RANK == "1" and time.monotonic() < kept[0] + 3.6:
         self.tick()
         time.sleep(0.05)
     return train(self, *args, **keys)
 
 
 def slow(self: RunFolder, *args: object) -> str:
-    """Four seconds in which rank 0 answers nobody, as in a write to a slow disk."""
+    """4.8 seconds in which rank 0 answers nobody, as in a write to a slow disk."""
     Path(os.environ["MARK"]).write_text(f"{time.monotonic() - kept[0]:.2f}")
-    time.sleep(4)
+    time.sleep(4.8)
     return write(self, *args)
 
 
