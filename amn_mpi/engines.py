@@ -35,10 +35,9 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
             "numbers, and bfloat16 holds whole numbers only up to 256; valid is fp32"
         )
     normalised = bool(ParameterLayout.of(module).normalised)
+    form = device.type == "cpu" and compiled.specification(module, shape) is not None
     knows = {
-        "compiled": device.type == "cpu"
-        and (single or not normalised)
-        and compiled.specification(module, shape) is not None,
+        "compiled": form and (single or not normalised),
         "batched": single and not normalised,
         "torch": True,
     }
@@ -47,9 +46,10 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
         return next(name for name, does in knows.items() if does)
     if not knows[config.engine]:
         valid = [name for name, does in knows.items() if does]
-        if not single and config.engine == "batched":
+        if not single and (config.engine == "batched" or form):
+            beside = " with batch normalisation" if config.engine == "compiled" else ""
             raise ConfigError(
-                f"engine = {config.engine}: it does not know precision = {config.precision}; "
+                f"engine = {config.engine}: it does not know precision = {config.precision}{beside}; "
                 f"valid are {', '.join(['auto', *valid])}, or --precision fp32"
             )
         raise ConfigError(

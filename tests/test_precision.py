@@ -286,7 +286,7 @@ def test_which_engine_trains_in_bf16() -> None:
     ):
         chosen("batched")
     with pytest.raises(
-        ConfigError, match="engine = compiled.*model.name = cnn_bn on cpu; valid are auto, torch"
+        ConfigError, match="compiled: .*bf16 with batch normalisation; valid are auto, torch, or"
     ):
         chosen("compiled", "cnn_bn")
 
