@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ditto": {"lam": 0.1, "personal_epochs": 0},
     "apfl": {"alpha": 0.5, "adaptive": True},
     "fedper": {"head": 1},
-    "fedrep": {"head": 1, "head_epochs": 10, "body_epochs": 0},
+    "fedrep": {"head": 1, "head_epochs": 10, "body_epochs": 0, "fit": False},
     "lg_fedavg": {"head": 1},
     "fedbn": {},
     "fedamp": {"lam": 1.0, "alpha": 1.0, "sigma": 25.0, "start": "own"},

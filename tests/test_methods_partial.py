@@ -163,6 +163,25 @@ def test_private_layers(tmp_path: Path, name: str, trained: Local, cohort: float
     assert counts(outcomes[-1])[:, 0].tolist() == right(run, every)
 
 
+@pytest.mark.parametrize("cohort", [1.0, 0.5])
+@pytest.mark.parametrize("trained", LOCALS, ids=["epochs", "momentum"])
+def test_fedrep_fits_the_head_before_use(tmp_path: Path, trained: Local, cohort: float) -> None:
+    """On the newest body, for this use alone: what trains is as without."""
+    keys: dict[str, Any] = dict(local=trained, cohort=cohort)
+    options = REP(head_epochs=3, body_epochs=4, fit=True)
+    run, outcomes = train(tmp_path, options, 2, **keys)
+    _, every = partly_shared(run, 2, HEAD, head_then_body, by_samples=False)
+    x, y = plain.numbers(run)
+    orders = [draw(run, 2, i, "fit") for i in range(5)]
+    fitted = [descend(every[i], x[i], y[i], trained, orders[i], HEAD, 3) for i in range(5)]
+    found = deployed(run, 2)
+    np.testing.assert_allclose([d["personal"] for d in found], fitted, **CLOSE)
+    assert min(abs(d["personal"] - w)[HEAD].max() for d, w in zip(found, every)) > 0.01
+    assert counts(outcomes[-1])[:, 0].tolist() == right(run, fitted)
+    plain_one, _ = train(tmp_path, REP(head_epochs=3, body_epochs=4), 2, **keys)
+    assert torch.equal(run.server["model"], plain_one.server["model"])
+
+
 @pytest.mark.parametrize("name", ["fedper", "fedrep", "lg_fedavg"])
 def test_weights_of_the_mean_can_be_told_apart(tmp_path: Path, name: str) -> None:
     """With these unequal sizes the other kind of mean is far outside of the tolerance above."""

@@ -3,7 +3,7 @@ Federated Learning", ICML 2021, algorithm 1."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,14 +25,15 @@ class Options:
     head: int = key(1, "how many of the last layers (norms count) stay with the client", ge=0)
     head_epochs: int = key(10, "passes that train the head alone", ge=1)
     body_epochs: int = key(0, "passes that train the body alone; 0: as local training says", ge=0)
+    fit: bool = key(False, "whether a client trains its head on the newest body before use")
 
 
 class FedRep(PartlyShared):
     """First the head with the body fixed, then the body with the head fixed; bodies are averaged
     over the cohort without weights.
 
-    Evaluated: the newest body with the client's head, without the last head training that the
-    authors add after the final round.
+    Evaluated: the newest body with the client's head; with ``fit`` the head is trained first, as at
+    the start of a round. The authors do so after the final round only, and it is thrown away here.
     """
 
     Options: ClassVar[Any] = Options
@@ -42,8 +43,17 @@ class FedRep(PartlyShared):
         return last_layers(self.setting, self.options.head)
 
     def trained(self, client: Client, model: torch.Tensor, engine: Engine) -> torch.Tensor:
-        o, x, y = self.options, client.x, client.y
-        order = client.generator("head")
-        model = engine.train(model, x, y, order, epochs=o.head_epochs, only=self.private)
-        order = client.generator("shuffle")
-        return engine.train(model, x, y, order, epochs=o.body_epochs, only=self.part)
+        model = self._fitted(client, model, engine, "head")
+        order, epochs = client.generator("shuffle"), self.options.body_epochs
+        return engine.train(model, client.x, client.y, order, epochs=epochs, only=self.part)
+
+    def _fitted(self, client: Client, model: torch.Tensor, engine: Engine, purpose: str) -> torch.Tensor:
+        """The model with its head trained."""
+        order, epochs = client.generator(purpose), self.options.head_epochs
+        return engine.train(model, client.x, client.y, order, epochs=epochs, only=self.private)
+
+    def deployed(
+        self, client: Client, received: torch.Tensor, engine: Engine
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, model in super().deployed(client, received, engine):
+            yield name, self._fitted(client, model, engine, "fit") if self.options.fit else model

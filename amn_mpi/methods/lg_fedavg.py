@@ -13,7 +13,7 @@ from amn_mpi.methods.partial import PartlyShared, last_layers
 
 @dataclass(frozen=True)
 class Options:
-    """The paper shares the last two or three layers, others usually the last."""
+    """The authors' commands share the last three of five layers (MNIST), others usually the last."""
 
     name: str = key("lg_fedavg", "method")
     head: int = key(1, "how many of the last layers are shared", ge=1)
