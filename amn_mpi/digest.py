@@ -3,7 +3,8 @@
 All keys count that ``matrix.FREE`` does not free, but for the seed, and for values at which
 ``amn_mpi/neutral.py`` leaves a key out. The package's version does not count: most versions change no
 result, and one number would throw hours of runs away with each; a change of code that does change a method's
-results is counted in ``neutral.REVISED`` instead. Nor does the data itself: a data set is known by its name.
+results is counted in ``neutral.REVISED`` instead, also for a user's method that derives from it. Nor does the
+data itself: a data set is known by its name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from hashlib import sha256
 from typing import Any
 
-from amn_mpi import neutral, plugin
+from amn_mpi import methods, neutral, plugin
 from amn_mpi.config import Config, all_keys, leaves, within
 from amn_mpi.matrix import FREE
 
@@ -45,7 +46,9 @@ def what_counts(config: Config) -> dict[str, Any]:
     options: type = type(config.method)
     known = all_keys(options)
     left_out = {key: k.default for key, k in known.items()} | neutral.NEUTRAL
-    left_out |= {f"method.{key}": value for key, value in neutral.METHODS.get(name, {}).items()}
+    bases = _bases(name)
+    for base in reversed(bases):
+        left_out |= {f"method.{key}": value for key, value in neutral.METHODS.get(base, {}).items()}
     del left_out["method.name"]
     found = {
         key: float(value) if known[key].type is float else value
@@ -54,5 +57,14 @@ def what_counts(config: Config) -> dict[str, Any]:
     }
     for key, crc in plugin.checksums(config).items():
         found[key] = f"{plugin.short(values[key])} {crc:08x}"
-    revision = neutral.REVISED.get("", 0), neutral.REVISED.get(name, 0)
+    revision = neutral.REVISED.get("", 0), max(neutral.REVISED.get(base, 0) for base in bases)
     return {**found, "method.revision": revision} if any(revision) else found
+
+
+def _bases(name: str) -> list[str]:
+    """The method, or those of the package that one of a user's own file derives from, the nearest first."""
+    if not plugin.is_file(name):
+        return [name]
+    ours = {place: base for base, place in methods.METHODS.items()}
+    places = [f"{cls.__module__}:{cls.__qualname__}" for cls in methods.get(name).__mro__]
+    return [ours[place] for place in places if place in ours] or [name]

@@ -35,7 +35,7 @@ def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
                 f"{other.parent} and {path.parent} are both {score.label} on {score.scenario} with seed "
                 f"{score.seed}; give one of them"
             )
-    write_tables(scores, scores, reference or "amn", Path(out) if out else None)
+    write_tables(scores, scores, reference or "amn", Path(out) if out else None, scores)
 
 
 def same_data(scores: list[Score], paths: list[Path]) -> None:
@@ -109,12 +109,12 @@ def score_in(found: dict[str, Any], path: Path) -> Score:
 
 
 def write_tables(
-    scores: list[Score], shown: list[Score], reference: str, out: Path | None, beside: Iterable[Score] = ()
+    scores: list[Score], shown: list[Score], reference: str, out: Path | None, lines: Iterable[Score]
 ) -> None:
     """Leave tables of ``scores`` in a folder, where there is one, and show those of ``shown``.
 
     Args:
-        beside: runs that are in scores.csv only.
+        lines: the runs of scores.csv.
     """
     from amn_mpi import kept, tables
     from amn_mpi.scores import Board
@@ -123,7 +123,7 @@ def write_tables(
     if out is not None:  # first of all: the terminal may be gone
         write(out / "tables.md", "\n".join(map(tables.markdown, found)))
         write(out / "tables.tex", "\n".join(map(tables.latex, found)))
-        write(out / "scores.csv", kept.text([*scores, *beside]))
+        write(out / "scores.csv", kept.text(lines))
     for table in tables.tables(Board(shown, reference)):
         tables.show(table)
     if out is not None:

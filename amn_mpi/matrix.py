@@ -155,6 +155,8 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
         for scenario in places
         for label in who
     }
+    if "grid" in tree:
+        _check_tuning(path, resolved)
     cells = [
         Cell(scenario, label, seed, number if "grid" in tree else -1, dataclasses.replace(config, seed=seed))
         for scenario, seed, label in itertools.product(places, draws, who)
@@ -163,6 +165,17 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
     trials = {label: labels[label] for label in who}
     untuned = _untuned(tree, path, who)
     return Matrix(path, cells, reference, trials, "grid" in tree, untuned, seeds, _known(tree, path))
+
+
+def _check_tuning(path: Path, resolved: dict[tuple[str, str], list[Config]]) -> None:
+    """Nothing is chosen by test samples, and a trial twice is none more."""
+    for (scenario, label), trials in resolved.items():
+        if not all(config.data.validation for config in trials):
+            raise ConfigError(f"{path}, {scenario}: data.validation = 0: a tuning needs a part to judge by")
+        for k, config in enumerate(trials):
+            if config in trials[:k]:
+                same = trials.index(config)
+                raise ConfigError(f"{path}: grid: {label}: trials {same} and {k} are the same ({scenario})")
 
 
 def _resolve(path: Path, label: str, layers: list[dict], keys: dict, words: Sequence[str]) -> Config:

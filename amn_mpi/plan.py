@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amn_mpi import __version__, asked, kept, known, matrix
+from amn_mpi import __version__, asked, digest, kept, known, matrix
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.finished import result_of, score_of, write, write_tables
 from amn_mpi.resume import warn
@@ -174,6 +175,7 @@ class Plan:
     def close(self, cell: Cell, folder: Any, found: dict[str, Any]) -> None:
         """Keep a finished cell, and say how it went."""
         place = {"scenario": cell.scenario, "label": cell.label, "seed": cell.seed, "trial": cell.trial}
+        place["digest"] = self._digest(cell)
         found.pop("peak_memory_mb", None)  # the process's peak, so the largest run's until now
         folder.finish({**found, "cell": place})
         folder.callbacks.end(found)
@@ -186,14 +188,18 @@ class Plan:
         print(f"[{self._done}/{len(self.todo)}] {cell.folder}: {score}, {left / 60:.0f} min left", flush=True)
 
     def report(self) -> None:
-        """Shows what was asked for; the files hold all that is finished, by earlier commands too."""
+        """Shows what was asked for; the tables in files are of all that is finished with the seeds asked for.
+
+        Other seeds are in scores.csv alone: those of development and those that judge are no one sample.
+        """
         scores = self._scores(self.whole)
         if self.matrix.tunes:
             self._choose(scores)
             return
         reference = self.reference or self.matrix.reference
-        shown, beside = self._scores(self.matrix), self.known.beside.values()
-        write_tables(scores, shown, reference, self.out, beside)
+        seeds = {cell.seed for cell in self.matrix.cells}
+        tabled = [score for score in scores if score.seed in seeds]
+        write_tables(tabled, self._scores(self.matrix), reference, self.out, self._lines())
 
     def picture(self) -> None:
         """The report, where one of the runs asks for it."""
@@ -206,15 +212,16 @@ class Plan:
 
     def _scores(self, found: Matrix) -> list[Score]:
         """Of the finished and the known cells; what was run with other keys is left out."""
-        rows = (self._row(cell) or self.known.scores.get(cell.folder) for cell in found.cells)
-        return [row for row in rows if row is not None]
+        return [row for cell in found.cells if (row := self._score(cell)) is not None]
+
+    def _score(self, cell: Cell) -> Score | None:
+        return self._row(cell) or self.known.scores.get(cell.folder)
 
     def _row(self, cell: Cell) -> Score | None:
         """Of a cell whose folder holds its result; read once."""
         there = cell.folder in self._rows
         if not there and self._path(cell).exists() and not self._differs(cell):
-            text = self._digests[cell.scenario, cell.label, cell.trial]
-            self._rows[cell.folder] = replace(score_of(self._path(cell)), digest=text)
+            self._rows[cell.folder] = replace(score_of(self._path(cell)), digest=self._digest(cell))
         return self._rows.get(cell.folder)
 
     def _by_table(self, cell: Cell) -> bool:
@@ -226,22 +233,37 @@ class Plan:
 
     def _differs(self, cell: Cell) -> str:
         """How a finished cell was run otherwise; "" if it was not."""
-        return matrix.difference(cell.config, result_of(self._path(cell))["config"])
+        done = result_of(self._path(cell))
+        then, now = done.get("cell", {}).get("digest", ""), self._digest(cell)
+        if (text := matrix.difference(cell.config, done["config"])) or then in ("", now):
+            return text
+        return f"a {' and '.join(digest.differing(then, now))} that has changed since"
+
+    def _digest(self, cell: Cell) -> str:
+        return self._digests[cell.scenario, cell.label, cell.trial]
 
     def _choose(self, scores: list[Score]) -> None:
+        """The best trial of each method that has run all: else an easy scenario would decide."""
         import yaml
 
         from amn_mpi import tables
         from amn_mpi.scores import best_trials
 
         self._save()
-        best = best_trials(scores)
+        missing = Counter(cell.label for cell in self.whole.cells if self._score(cell) is None)
+        best = best_trials(score for score in scores if score.label not in missing)
         chosen = {label: self.whole.trials[label][trial] for label, trial in best.items()}
-        head = f"# Chosen by {self.matrix.path.name} on validation data, {len(scores)} runs.\n"
-        write(self.out / "tuned.yaml", head + yaml.safe_dump({"methods": chosen}, sort_keys=False))
-        for table in tables.trials(scores, {label: self.whole.trials[label] for label in best}):
+        begun = {score.label for score in scores}
+        keys = {label: keys for label, keys in self.whole.trials.items() if label in begun}
+        for table in tables.trials(scores, keys, best):
             tables.show(table)
-        print(f"chosen values in {self.out}/tuned.yaml", flush=True)
+        for label in self.matrix.trials:
+            if label in missing:
+                warn(f"{label}: {missing[label]} of its runs are missing: nothing is chosen for it")
+        if chosen:
+            head = f"# Chosen by {self.matrix.path.name} on validation data, {len(scores)} runs.\n"
+            write(self.out / "tuned.yaml", head + yaml.safe_dump({"methods": chosen}, sort_keys=False))
+            print(f"chosen values in {self.out}/tuned.yaml", flush=True)
 
     def _finished(self, cell: Cell) -> bool:
         if not self._path(cell).exists():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from amn_mpi.scores import FIGURES, Board, Difference, Score, Summary, best_trials
+from amn_mpi.scores import FIGURES, Board, Difference, Score, Summary
 
 CONVENTIONS = {
     "mean_last5": "mean of the last five rounds",
@@ -78,16 +79,18 @@ def differences(board: Board) -> Table:
     return Table(title, columns, rows, _notes(board))
 
 
-def trials(scores: Iterable[Score], keys: dict[str, list[dict]]) -> list[Table]:
-    """A tuning: every trial's mean over scenarios and seeds, the best of each method marked."""
-    found, best = list(scores), best_trials(scores)
-    rows = []
+def trials(scores: Iterable[Score], keys: dict[str, list[dict]], best: dict[str, int]) -> list[Table]:
+    """A tuning: every trial's mean over scenarios and seeds, each method's chosen one marked."""
+    found, rows = list(scores), []
+    runs = Counter((s.label, s.trial) for s in found)
     for label, options in keys.items():
         for trial, values in enumerate(options):
             own = [s.figures["mean_last5"] for s in found if (s.label, s.trial) == (label, trial)]
             flat = ", ".join(f"{k}: {v}" for k, v in _flat(values))
             known = [value for value in own if not math.isnan(value)]  # a diverged run counts as 0
-            text = f"{sum(known) / max(1, len(own)):.2f}" if known else "diverged"
+            text = f"{sum(known) / len(own):.2f}" if known else "diverged" if own else "-"
+            if 0 < len(own) < max(runs.values()):
+                text += f" ({len(own)} of {max(runs.values())} runs)"
             rows.append([Cell(label), Cell(flat), Cell(text, best.get(label) == trial)])
     title = "validation accuracy in percent, mean of the last five rounds, over scenarios and seeds"
     return [Table(title, ["method", "trial", "accuracy"], rows, [])]

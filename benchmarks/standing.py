@@ -1,24 +1,28 @@
-"""Where AMN stands: its lead over the best single baseline, and over the best one of each scenario.
+"""Where AMN stands: its lead over each baseline, and over the best one of each scenario.
 
     python benchmarks/standing.py standard_cifar10 [--scores FILE] [--chosen 0,1,2] [--judged 10,11,12]
 
 Seeds ``--chosen`` choose the best baseline of a scenario, AMN is held against it on those of ``--judged``.
-Accuracies are means of the last five rounds, with 95 % intervals by Student's t over the seeds. Controls of
-this project are no baselines. What is listed apart is marked in the first table, and is a baseline in the
-second. ``--control`` names the scenarios in which nothing is heterogeneous: they are not in the average.
+A mean is taken of a method only where it has all runs that the mean is of; the others are named below the
+table. For the choice a run that diverged counts as 0. Accuracies are means of the last five rounds, with 95 %
+intervals by Student's t over the seeds. Controls of this project are no baselines. What is listed apart is
+marked in the first table and not its best baseline; in the second it may be the best. ``--control`` names
+the scenarios in which nothing is heterogeneous: they are not in the average.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
 from report import table
-from suite import asked, seeds
+from suite import asked, missing, scenarios, seeds
 
 from amn_mpi.methods.fedavg import CONTROL
-from amn_mpi.scores import Board
+from amn_mpi.scores import Board, Difference, Score
 from amn_mpi.tables import number, signed
 
 FIGURE, WORST = "mean_last5", "worst10"
@@ -26,49 +30,65 @@ FIGURE, WORST = "mean_last5", "worst10"
 
 @dataclass(frozen=True)
 class Rival:
-    """The best baseline of a scenario by the seeds of choice, and AMN's leads over it on the others."""
+    """The best baseline of a scenario by the seeds of choice; the reference's leads over it on the others."""
 
     scenario: str
     label: str
     chosen: float  # its mean on the seeds of choice
-    lead: str
-    worst: float  # AMN's worst tenth less its
-    behind: bool  # whether the whole interval lies below -0.3
+    lead: Difference
+    worst: float  # the reference's worst tenth less its
+
+    @property
+    def behind(self) -> str:
+        """Whether the whole interval lies below -0.3."""
+        if math.isnan(self.lead.half):
+            return "-"
+        return "yes" if self.lead.mean + self.lead.half < -0.3 else "no"
 
 
 def averages(board: Board) -> list[tuple[str, str, str]]:
     """(method, average over the board's scenarios, lead of the reference), the best average first."""
-    own, found = board.averaged(FIGURE, board.reference), []
+    own = board.averaged(FIGURE, board.reference)
+    found = []
     for label in board.labels:
         values = board.averaged(FIGURE, label)
         summary = board.summary(values)
-        if math.isnan(summary.mean):
-            continue
         lead = "" if label == board.reference else signed(board.difference(own, values))
         found.append((summary.mean, label, number(summary), lead))
     return [(label, text, lead) for _, label, text, lead in sorted(found, reverse=True)]
 
 
-def rivals(chosen: Board, judged: Board) -> list[Rival]:
-    """One for each scenario in which a baseline has run on the seeds of choice."""
-    amn, found = judged.reference, []
-    baselines = [who for who in chosen.labels if who != amn and chosen.aside(who) != CONTROL]
-    for where in judged.scenarios:
-        means = {who: chosen.summary(chosen.values(FIGURE, where, who)).mean for who in baselines}
-        means = {who: mean for who, mean in means.items() if not math.isnan(mean)}
+def rivals(
+    scores: list[Score], reference: str, chosen: Collection[int], judged: Collection[int]
+) -> list[Rival]:
+    """One for each scenario in which the reference and the baseline that is chosen have all runs."""
+    board, found = Board(scores, reference), []
+    baselines = [who for who in board.labels if who != reference and board.aside(who) != CONTROL]
+    for where in board.scenarios:
+        values = {who: board.values(FIGURE, where, who) for who in baselines}
+        means = {
+            who: float(np.mean([np.nan_to_num(runs[seed]) for seed in chosen]))
+            for who, runs in values.items()
+            if set(chosen) <= set(runs)
+        }
         if not means:
             continue
         label = max(means, key=lambda who: means[who])
-        lead, worst = (
-            judged.difference(judged.values(figure, where, amn), judged.values(figure, where, label))
+        both = [
+            {who: board.values(figure, where, who) for who in (reference, label)}
             for figure in (FIGURE, WORST)
+        ]
+        if any(not set(judged) <= set(runs) for runs in both[0].values()):
+            continue
+        lead, worst = (
+            board.difference(*({seed: each[who][seed] for seed in judged} for who in (reference, label)))
+            for each in both
         )
-        behind = lead.mean + lead.half < -0.3
-        found.append(Rival(where, label, means[label], signed(lead), worst.mean, behind))
+        found.append(Rival(where, label, means[label], lead, worst.mean))
     return found
 
 
-def named(some: set[int]) -> str:
+def named(some: Collection[int]) -> str:
     return ",".join(map(str, sorted(some)))
 
 
@@ -76,31 +96,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chosen", type=seeds, default="0,1,2", help="seeds that choose the best baselines")
     parser.add_argument("--judged", type=seeds, default="10,11,12", help="seeds on which AMN is held to them")
-    parser.add_argument("--control", default="iid", help="scenarios that are not in the average")
     args, suite, scores = asked(parser)
-    chosen, judged = ([s for s in scores if s.seed in some] for some in (args.chosen, args.judged))
-    if not judged:
-        parser.error(f"--judged {named(args.judged)}: no run has one of these seeds")
-    uneven = [score for score in judged if score.scenario not in args.control.split(",")]
-    board = Board(uneven, suite.reference)
-    print(f"Average over {', '.join(board.scenarios)}; seeds {named(args.judged)}:\n")
+    uneven, reference = scenarios(suite, args.control), suite.reference
+    lacks = {who: missing(scores, who, uneven, args.judged) for who in suite.trials}
+    if lacks[reference]:
+        parser.error(f"{reference} on seeds {named(args.judged)}: {lacks[reference]}")
+    whole = [s for s in scores if s.seed in args.judged and s.scenario in uneven and not lacks[s.label]]
+    board = Board(whole, reference)
+    print(f"Average over {', '.join(uneven)}; seeds {named(args.judged)}:\n")
     marks = {who: f" ({board.aside(who)})" for who in board.labels if board.aside(who)}
+    lines = averages(board)
     table(
-        ("method", "average", f"{board.reference} ahead by"),
-        [(who + marks.get(who, ""), value, lead) for who, value, lead in averages(board)],
+        ("method", "average", f"{reference} ahead by"),
+        [(who + marks.get(who, ""), value, lead) for who, value, lead in lines],
     )
-    found = rivals(Board(chosen, suite.reference), Board(judged, suite.reference))
-    print(
-        f"Against the baseline that was best on seeds {named(args.chosen)}, on seeds {named(args.judged)}:\n"
-    )
+    best = next((line for line in lines if line[0] != reference and line[0] not in marks), None)
+    if best:
+        print(f"The best baseline is {best[0]}, {reference} is ahead of it by {best[2]}.")
+    for who, why in lacks.items():
+        if why:
+            print(f"{who}: {why}")
+    found = rivals(scores, reference, args.chosen, args.judged)
+    print(f"\nAgainst the baseline that was best on seeds {named(args.chosen)}, on {named(args.judged)}:\n")
     rows = [
-        (r.scenario, r.label, f"{r.chosen:.1f}", r.lead, f"{r.worst:+.1f}", "yes" if r.behind else "no")
+        (
+            r.scenario,
+            r.label,
+            f"{r.chosen:.1f}",
+            signed(r.lead),
+            signed(Difference(r.worst, math.nan)),
+            r.behind,
+        )
         for r in found
     ]
     columns = ("scenario", "best baseline", "it had", "ahead by", "worst tenth", "wholly below -0.3")
     table(columns, rows)
-    ahead = sum(r.worst > 0 for r in found)
-    print(f"Worst tenth of the clients ahead in {ahead} of {len(found)} scenarios.")
+    ahead, all_of_them = sum(r.worst > 0 for r in found), len(scenarios(suite))
+    print(f"Worst tenth of the clients ahead in {ahead} of {len(found)} scenarios; there are {all_of_them}.")
 
 
 if __name__ == "__main__":

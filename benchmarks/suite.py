@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from amn_mpi import kept, matrix
+from amn_mpi import kept, known, matrix
 from amn_mpi.errors import UserError
 from amn_mpi.scores import Score
 
 
 def asked(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, matrix.Matrix, list[Score]]:
-    """Arguments, the comparison, and its kept runs; ends in one line where there are none to read."""
+    """Arguments, the comparison, and its kept runs; ends in one line where there are none to read.
+
+    Runs that were made with other keys than the comparison has now are left out, as it would run them again.
+    """
     parser.add_argument("suite")
     parser.add_argument("--scores", default="", help="a scores.csv; by default the one the suite keeps")
+    parser.add_argument("--control", default="iid", help="scenarios that are not in the average")
     args = parser.parse_args()
     try:
         suite = matrix.read(args.suite, {}, ())
         if not (args.scores or suite.known):
             raise UserError(f"{args.suite} keeps no scores.csv; name one with --scores")
-        return args, suite, kept.read(Path(args.scores or suite.known))
+        path = Path(args.scores or suite.known)
+        found = known.sort(kept.read(path), suite.cells, known.digests(suite.cells))
     except UserError as error:
         parser.error(str(error))
+    if found.left_out:
+        print(f"{path}: {len(found.left_out)} runs with other keys are left out", file=sys.stderr)
+    return args, suite, [*found.scores.values(), *found.beside.values()]
 
 
 def seeds(text: str) -> set[int]:
     """``0,1,2``; the type of an argument, whose wrong values argparse tells."""
     return {int(seed) for seed in text.split(",") if seed}
+
+
+def scenarios(suite: matrix.Matrix, control: str = "") -> list[str]:
+    """Of a comparison, less those named in ``control``."""
+    found = dict.fromkeys(cell.scenario for cell in suite.cells)
+    return [name for name in found if name not in control.split(",")]
+
+
+def missing(scores: Iterable[Score], label: str, where: Iterable[str], draws: Iterable[int]) -> str:
+    """Why a method has no mean over some scenarios and seeds: runs are missing or diverged; "" if it has."""
+    runs = {(s.scenario, s.seed): s.figures["mean_last5"] for s in scores if s.label == label}
+    wanted = [(scenario, seed) for scenario in where for seed in draws]
+    there = [runs[run] for run in wanted if run in runs]
+    diverged = sum(map(math.isnan, there))
+    if len(there) < len(wanted):
+        return f"{len(there)} of {len(wanted)} runs"
+    return f"{diverged} of {len(wanted)} runs diverged" if diverged else ""

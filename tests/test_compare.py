@@ -16,7 +16,7 @@ import ready
 import yaml
 from running import end, one_line, result, start, wait_for
 
-from amn_mpi import compare, matrix
+from amn_mpi import compare, matrix, neutral
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.runfolder import lock
 
@@ -147,7 +147,8 @@ def test_scores_are_those_of_the_cells(done: Done) -> None:
     for name in CELLS:
         found, row = result(done.out[3] / name), rows[name]
         assert found["cell"] == {
-            "scenario": row["scenario"], "label": row["label"], "seed": int(row["seed"]), "trial": -1
+            "scenario": row["scenario"], "label": row["label"], "seed": int(row["seed"]), "trial": -1,
+            "digest": row["digest"],
         }  # fmt: skip
         assert row["method"] == found["method"] == found["config"]["method"]["name"]
         if row["label"] != "wild":
@@ -225,7 +226,8 @@ def test_a_part_of_a_matrix(done: Done, tmp_path: Path, capsys: pytest.CaptureFi
     has(shown, "2 runs, 0 to do", "skew", "difference to fedavg_ft")
     assert "wild" not in shown
     assert "±" not in shown.replace("mean ± std", ""), "there is one seed"
-    # What earlier commands have run stays in the files.
+    # What earlier commands have run stays in the files; tables are of the seeds asked for.
+    assert "±" not in (out / "tables.md").read_text().replace("mean ± std", "")
     assert [row["label"] for row in scores(out)] == [row["label"] for row in scores(done.out[1])]
     assert "wild" in (out / "tables.md").read_text()
 
@@ -238,6 +240,16 @@ def test_a_changed_key_is_refused(done: Done, tmp_path: Path) -> None:
     line = refused(write(tmp_path, text), "--out", out, "--data.cache", tmp_path)
     has(line, out / "iid/fedavg_ft/seed0", "local.momentum = 0.5, now 0.25")
     has(refused(done.file, "--out", out, "--local.steps", 3, "--dry_run"), "local.steps = 2, now 3")
+
+
+def test_code_that_has_changed_is_refused(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result of another form of a method would count as one of today's."""
+    out = done.copy(tmp_path)
+    monkeypatch.setitem(neutral.REVISED, "fedavg_ft", 1)
+    line = refused(done.file, "--out", out)
+    has(line, out / "iid/fedavg_ft/seed0", "was run with a method that has changed since; delete it")
 
 
 def test_a_dry_run_runs_nothing(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

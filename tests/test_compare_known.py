@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -236,9 +236,11 @@ def test_a_table_that_is_no_good_is_refused_at_once(done: Done, tmp_path: Path) 
     assert said.returncode == 1 and one_line(said.stderr).startswith(f"amn_mpi: {bad}: ")
 
 
-def finished(file: Path, out: Path, percent: Callable[[Cell], float]) -> None:
-    """As if they had been run."""
+def finished(file: Path, out: Path, percent: Callable[[Cell], float], folders: Collection[str] = ()) -> None:
+    """As if they, or some of them, had been run."""
     for cell in matrix.read(str(file), {}, []).cells:
+        if folders and cell.folder not in folders:
+            continue
         place = {"scenario": cell.scenario, "label": cell.label, "seed": cell.seed, "trial": cell.trial}
         figures = dict.fromkeys(FIGURES, percent(cell))
         found = {"method": cell.config.method.name, "seed": cell.seed, "config": cell.config.as_dict()}
@@ -295,12 +297,36 @@ def test_a_tuning_goes_on_from_kept_trials(tmp_path: Path) -> None:
     file = write(tmp_path, more.replace("[1.0e+30, 0.05]", "[0.01, 1.0e+30, 0.05]"), "more.yaml")
     wider = plan(file, "--out", tmp_path / "wider", "--known", out / "scores.csv")
     assert [cell.folder for cell in wider.todo] == ["skew/mine-00/seed100", "skew/fedavg-00/seed100"]
-    wider.report()
+    finished(file, tmp_path / "wider", lambda cell: 1.0, [cell.folder for cell in wider.todo])
+    del wider  # and its lock
+    plan(file, "--out", tmp_path / "wider", "--known", out / "scores.csv").report()
     first, second = (
         yaml.safe_load((f / "tuned.yaml").read_text())["methods"] for f in (out, tmp_path / "wider")
     )
     assert first == second and first["mine"]["method"]["lam"] == 0.1
-    assert [row["trial"] for row in scores(tmp_path / "wider")] == ["1", "2", "1", "2"]
+    assert [row["trial"] for row in scores(tmp_path / "wider")] == ["0", "1", "2"] * 2
+
+
+def test_nothing_is_chosen_from_some_of_the_trials(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the scenario decides in which a trial has run."""
+    two = TUNING.replace("{skew: {data: {labels: dirichlet}}}", "{skew: , flat: {data: {labels: iid}}}")
+    file, out = write(tmp_path, two), tmp_path / "out"
+    finished(file, out, lambda cell: {"skew": 50.0, "flat": 80.0}[cell.scenario] - cell.trial)
+    shutil.rmtree(out / "skew/mine-01")
+    plan(file, "--out", out, "--scenarios", "flat").report()
+    said = capsys.readouterr()
+    has(one_line(said.err), "mine: 1 of its runs are missing: nothing is chosen for it")
+    has(said.out, "79.00 (1 of 2 runs)", "65.00")
+    assert set(yaml.safe_load((out / "tuned.yaml").read_text())["methods"]) == {"fedavg"}
+    (out / "tuned.yaml").unlink()
+    shutil.rmtree(out / "skew/fedavg-00")
+    shutil.rmtree(out / "flat/fedavg-00")
+    plan(file, "--out", out).report()
+    said = capsys.readouterr()
+    assert said.err.count("nothing is chosen for it") == 2 and "chosen values" not in said.out
+    assert not (out / "tuned.yaml").exists()
 
 
 # ---- the report

@@ -100,6 +100,22 @@ def test_code_that_changes_results_counts(monkeypatch: pytest.MonkeyPatch) -> No
     assert of(*local) != before[1]
 
 
+def test_a_method_of_one_s_own_counts_with_those_it_derives_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "from amn_mpi.methods.heur_fedamp import HeurFedAMP\nfrom amn_mpi.methods.local import Local\n"
+    body = "class Mine(HeurFedAMP): pass\nclass Other(Local): pass\n"
+    (tmp_path / "own.py").write_text(head + body)
+    mine, other = (("--method.name", f"{tmp_path}/own.py:{name}") for name in ("Mine", "Other"))
+    before = of(*mine), of(*other)
+    monkeypatch.setitem(neutral.METHODS, "heur_fedamp", {**neutral.METHODS["heur_fedamp"], "sigma": 50.0})
+    monkeypatch.setitem(neutral.METHODS, "fedamp", {**neutral.METHODS["fedamp"], "sigma": 99.0})
+    assert of(*mine, "--method.sigma", 50) == before[0] != of(*mine), "a default that has changed"
+    monkeypatch.undo()
+    monkeypatch.setitem(neutral.REVISED, "fedamp", 1)
+    assert of(*mine) != before[0] and of(*other) == before[1]
+
+
 def test_a_file_of_one_s_own_is_known_by_what_it_holds(tmp_path: Path) -> None:
     """plugin reads a file once a process, so each text has a folder."""
     texts = {"a": "net = 1\n", "moved": "net = 1\n", "edited": "net = 2\n"}

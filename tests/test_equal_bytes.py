@@ -12,16 +12,19 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 from equal_bytes import main, moved, reached  # noqa: E402
 
-from amn_mpi import kept, matrix  # noqa: E402
+from amn_mpi import kept, known, matrix  # noqa: E402
 from amn_mpi.scores import FIGURES, Score  # noqa: E402
 
 P = 6 * 26 + 16 * 151 + 120 * 257 + 84 * 121 + 10 * 85  # LeNet-5 on 28 x 28: two convolutions, three layers
-CONFIGS = {cell.label: cell.config for cell in matrix.read("standard_fashion_mnist", {}, ()).cells}
+SUITE = matrix.read("standard_fashion_mnist", {}, ())
+CONFIGS = {cell.label: cell.config for cell in SUITE.cells}
+DIGESTS = known.digests(SUITE.cells)
+NAN = float("nan")
 
 
-def score(label: str, scenario: str, curve: dict[int, float]) -> Score:
-    figures, digest = dict.fromkeys(FIGURES, 50.0), "0a1b2-3c4d5-6e7f8-90a1b-2c3d4"
-    return Score(scenario, label, 0, label, figures, ranks=1, digest=digest, curve=curve)
+def score(label: str, scenario: str, curve: dict[int, float], seed: int = 0, last: float = 50.0) -> Score:
+    figures, digest = dict.fromkeys(FIGURES, last), DIGESTS[scenario, label, -1]
+    return Score(scenario, label, seed, label, figures, ranks=1, digest=digest, curve=curve)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,7 @@ def score(label: str, scenario: str, curve: dict[int, float]) -> Score:
         ("local", 0),
         ("fedavg", 2 * P),
         ("scaffold", 4 * P),
+        ("ifca", 5 * P),
         ("fedper", 2 * (P - 84 * 10 - 10)),
         ("fedfomo", (CONFIGS["fedfomo"].method.models + 1) * P),
     ],
@@ -52,16 +56,25 @@ def test_the_last_kept_round_that_is_allowed() -> None:
 
 
 def test_table(tmp_path, capsys, monkeypatch) -> None:
-    scenarios = dict.fromkeys(cell.scenario for cell in matrix.read("standard_fashion_mnist", {}, ()).cells)
+    scenarios = list(dict.fromkeys(cell.scenario for cell in SUITE.cells))
     runs = [score("fedavg", where, {5: 60.0, 60: 80.0}) for where in scenarios]
-    runs += [score("amn", where, {45: 85.0, 60: 90.0}) for where in scenarios]
+    runs += [score("amn", where, {45: 92.0 if where == "iid" else 85.0, 60: 90.0}) for where in scenarios]
     runs += [score("ditto", "iid", {60: 99.0})]  # one scenario of seven
+    runs += [score("apfl", where, {60: 99.0}, seed=10) for where in scenarios]
+    runs += [score("local", where, {5: 99.0}, last=NAN) for where in scenarios]
+    runs += [score("fedfomo", where, {60: 99.0}) for where in scenarios]
     (tmp_path / "scores.csv").write_text(kept.text(runs))
-    monkeypatch.setattr(
-        sys, "argv", ["equal", "standard_fashion_mnist", "--scores", f"{tmp_path}/scores.csv"]
-    )
+    words = ["equal", "standard_fashion_mnist", "--scores", f"{tmp_path}/scores.csv", "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", words)
     main()
     head, _, *lines = capsys.readouterr().out.strip().splitlines()
     assert head.startswith("At 21.3 MB a client")
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert [(row[0], row[2], row[-1]) for row in cells] == [("amn", "46", "85.0"), ("fedavg", "60", "80.0")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
+    assert [(row[0], row[2], *row[-2:]) for row in cells] == [
+        ("amn", "46", "92.0", "85.0"),
+        ("fedavg", "60", "80.0", "80.0"),
+    ]
+    told = dict(line.split(": ") for line in lines[5:])
+    assert (told["ditto"], told["apfl"]) == ("1 of 7 runs", "0 of 7 runs")
+    assert told["local"] == "7 of 7 runs diverged"
+    assert told["fedfomo"].startswith("the bytes are those of ") and "amn" not in told

@@ -217,6 +217,7 @@ def test_what_a_command_line_adds_holds_for_every_run(tmp_path: Path) -> None:
 
 
 GRID = """
+keys: {data: {validation: 0.25}}
 scenarios: {s: , t: }
 trials: 4
 grid:
@@ -237,8 +238,17 @@ def test_trials_are_all_combinations(tmp_path: Path) -> None:
         "method": {"name": "ditto", "lam": 2},
         "local": {"lr": 0.2, "momentum": 0.5},
     }
-    again = read(tmp_path, f"scenarios: {{t: }}\nmethods: {json.dumps({'mine': found.trials['mine'][3]})}")
+    keys = "keys: {data: {validation: 0.25}}"
+    methods = json.dumps({"mine": found.trials["mine"][3]})
+    again = read(tmp_path, f"{keys}\nscenarios: {{t: }}\nmethods: {methods}")
     assert only(again).config == mine[3].config
+
+
+def test_nothing_is_tuned_on_test_samples_and_no_trial_counts_twice(tmp_path: Path) -> None:
+    line = refused(tmp_path, GRID.replace("keys: {data: {validation: 0.25}}\n", ""))
+    has(line, "my.yaml, s: data.validation = 0: a tuning needs a part to judge by")
+    line = refused(tmp_path, GRID.replace("[0.1, 0.2, 0.3, 0.4]", "[0.1, 0.2, 0.30, 0.3]"))
+    has(line, "my.yaml: grid: local: trials 2 and 3 are the same (s)")
 
 
 def test_every_method_gets_equally_many_trials(tmp_path: Path) -> None:
@@ -426,7 +436,7 @@ def test_controls_differ_from_their_methods_by_the_prior_alone(name: str) -> Non
     for method in ("fedavg", "fedavg_ft"):
         label, control = f"{method}_prior", {"name": method, "prior": 1.0}
         assert methods_of[label] == {"method": control}
-        assert grid[label] == {**grid[method], "method": control}
+        assert grid[label] == {**grid[method], "method": {**grid[method].get("method", {}), **control}}
         chosen = {"scenarios": ["rotation"], "methods": [method, label]}
         for file in (name, f"{name}_tune"):
             found = [cell.config for cell in matrix.read(file, {**chosen, "seeds": ["100"]}, []).cells]

@@ -278,12 +278,17 @@ def test_differences_to_the_reference() -> None:
 def test_trials_of_a_tuning() -> None:
     found = [score("a", 0, value, trial=k) for k, value in enumerate([60.0, NAN, 70.0])]
     options = [{"local": {"lr": lr}, "method": {"mu": 1}} for lr in (0.1, 0.2, 0.3)]
-    (table,) = tables.trials(found, {"a": options})
+    (table,) = tables.trials(found, {"a": options}, {"a": 2})
     assert texts(table) == [
         ["a", "local.lr: 0.1, method.mu: 1", "60.00"],
         ["a", "local.lr: 0.2, method.mu: 1", "diverged"],
         ["a", "local.lr: 0.3, method.mu: 1", "*70.00"],
     ]
+    found.append(score("a", 0, 80.0, "other", trial=2))
+    (table,) = tables.trials(found, {"a": [*options, {"local": {"lr": 0.4}}]}, {})
+    assert [row[2] for row in texts(table)] == [
+        "60.00 (1 of 2 runs)", "diverged (1 of 2 runs)", "75.00", "-"
+    ]  # fmt: skip
 
 
 def test_markdown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from running import REPOSITORY
@@ -11,11 +12,14 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 from standing import averages, main, rivals  # noqa: E402
 
-from amn_mpi import kept  # noqa: E402
+from amn_mpi import kept, known, matrix  # noqa: E402
 from amn_mpi.methods.fedavg import CONTROL  # noqa: E402
 from amn_mpi.scores import Board, Score  # noqa: E402
 
+SUITE = matrix.read("standard_cifar10", {}, ())
+DIGESTS = known.digests(SUITE.cells)
 TOLD = "is told the number of groups"
+NAN = float("nan")
 
 
 def runs(label: str, scenario: str, means: dict[int, float], apart: str = "") -> list[Score]:
@@ -25,7 +29,7 @@ def runs(label: str, scenario: str, means: dict[int, float], apart: str = "") ->
         Score(
             scenario, label, seed, label,
             {"mean_last5": mean, "best_accuracy": mean, "worst10": mean - lower},
-            ranks=1, digest="0a1b2-3c4d5-6e7f8-90a1b-2c3d4", apart=apart,
+            ranks=1, digest=DIGESTS[scenario, label, -1], apart=apart,
         )
         for seed, mean in means.items()
     ]  # fmt: skip
@@ -36,7 +40,7 @@ SCORES = [
     *runs("amn", "label_skew", {0: 90.0, 10: 80.0, 11: 80.2}),
     *runs("fedala", "label_skew", {0: 89.0, 10: 79.0, 11: 79.0}),
     *runs("ditto", "label_skew", {0: 88.0, 10: 85.0, 11: 85.0}),
-    *runs("controlled", "label_skew", {0: 99.0, 10: 99.0, 11: 99.0}, CONTROL),
+    *runs("fedavg_prior", "label_skew", {0: 99.0, 10: 99.0, 11: 99.0}, CONTROL),
     *runs("amn", "rotation", {0: 70.0, 10: 70.0, 11: 70.0}),
     *runs("fedala", "rotation", {0: 71.0, 10: 72.0, 11: 72.0}),
     *runs("ditto", "rotation", {0: 70.0, 10: 70.0, 11: 70.0}),
@@ -44,12 +48,17 @@ SCORES = [
 ]
 
 
-def board(seeds: set[int], scenario: str = "") -> Board:
-    return Board([s for s in SCORES if s.seed in seeds and scenario in ("", s.scenario)], "amn")
+def board(*labels: str) -> Board:
+    return Board([s for s in SCORES if s.seed in (10, 11) and s.label in labels], "amn")
 
 
-def test_averages_over_the_scenarios_that_a_method_has_run() -> None:
-    assert averages(board({10, 11})) == [
+def against(scores: list[Score], chosen: set[int] = {0}) -> dict[str, tuple[str, str, float, str]]:
+    found = rivals(scores, "amn", chosen, {10, 11})
+    return {r.scenario: (r.label, f"{r.lead.mean:+.1f} {r.lead.half:.1f}", r.chosen, r.behind) for r in found}
+
+
+def test_averages_over_the_scenarios() -> None:
+    assert averages(board("amn", "fedala", "ditto")) == [
         ("ditto", "77.5 ± 0.0", "-2.5 ± 0.6"),  # amn 75.0 and 75.1
         ("fedala", "75.5 ± 0.0", "-0.5 ± 0.6"),
         ("amn", "75.0 ± 0.1", ""),
@@ -57,31 +66,70 @@ def test_averages_over_the_scenarios_that_a_method_has_run() -> None:
 
 
 def test_other_seeds_choose_the_baseline() -> None:
-    first, second = rivals(board({0}), board({10, 11}))
-    assert (first.label, first.chosen, first.lead) == ("fedala", 89.0, "+1.1 ± 1.3")  # not ditto
-    assert first.worst == pytest.approx(11.1) and not first.behind
-    assert (second.label, second.chosen, second.lead) == ("ifca", 73.0, "-0.3 ± 1.3")
-    assert second.worst == pytest.approx(-0.3) and not second.behind
+    assert against(SCORES) == {
+        "label_skew": ("fedala", "+1.1 1.3", 89.0, "no"),  # not ditto
+        "rotation": ("ifca", "-0.3 1.3", 73.0, "no"),
+    }
+    worst = [r.worst for r in rivals(SCORES, "amn", {0}, {10, 11})]
+    assert worst == [pytest.approx(11.1), pytest.approx(-0.3)]
 
 
 def test_behind_is_the_whole_interval() -> None:
-    without = Board([s for s in SCORES if s.seed == 0 and s.label != "ifca"], "amn")
-    (rival,) = rivals(without, board({10, 11}, "rotation"))
-    assert (rival.label, rival.lead, rival.behind) == ("fedala", "-2.0 ± 0.0", True)
+    without = [s for s in SCORES if (s.label, s.scenario) != ("ifca", "rotation")]
+    assert against(without)["rotation"] == ("fedala", "-2.0 0.0", 71.0, "yes")
+    (first, second) = rivals(without, "amn", {0}, {10})
+    assert (first.behind, second.behind) == ("-", "-"), "one seed has no interval"
+
+
+def test_a_baseline_is_chosen_by_all_seeds_or_not_at_all() -> None:
+    more = [
+        *runs("amn", "label_skew", {1: 80.0}), *runs("fedala", "label_skew", {1: 70.0}),
+        *runs("ditto", "label_skew", {1: 80.0}), *runs("local", "label_skew", {1: 99.0, 10: 1.0, 11: 1.0}),
+    ]  # fmt: skip
+    assert against([*SCORES, *more], {0, 1}) == {"label_skew": ("ditto", "-4.9 1.3", 84.0, "yes")}
+
+
+def test_a_run_that_diverged_counts_as_nothing_in_the_choice_and_shows_in_the_lead() -> None:
+    more = [
+        *runs("amn", "iid", {0: 1.0, 10: 60.0, 11: 60.0}),
+        *runs("ditto", "iid", {0: 5.0, 10: 50.0, 11: NAN}),
+    ]
+    assert against(more) == {"iid": ("ditto", "+nan nan", 5.0, "-")}
+    better = [*more, *runs("fedala", "iid", {0: NAN, 10: 70.0, 11: 70.0})]
+    assert against(better)["iid"][0] == "ditto"
+
+
+def command(tmp_path, monkeypatch, scores: list[Score], *words: str) -> None:
+    file = tmp_path / "scores.csv"
+    file.write_text(kept.text(scores))
+    line = ["standing", "standard_cifar10", "--scores", str(file), "--chosen", "0", *words]
+    monkeypatch.setattr(sys, "argv", line)
+    main()
 
 
 def test_prints_both_tables(tmp_path, capsys, monkeypatch) -> None:
-    scores = tmp_path / "scores.csv"
-    scores.write_text(kept.text(SCORES))
-    command = ["standing", "standard_cifar10", "--scores", str(scores), "--chosen", "0", "--judged", "10,11"]
-    monkeypatch.setattr(sys, "argv", [*command, "--control", "rotation"])
-    main()
-    out = capsys.readouterr().out
+    others = {s.scenario for s in SCORES}
+    control = ",".join(
+        dict.fromkeys(c.scenario for c in SUITE.cells if c.scenario not in others or c.scenario == "rotation")
+    )
+    words = ("--judged", "10,11", "--control", control)
+    stale = [
+        replace(s, digest="0a1b2-3c4d5-6e7f8-90a1b-2c3d4") for s in runs("apfl", "label_skew", {10: 20.0})
+    ]
+    command(tmp_path, monkeypatch, [*SCORES, *stale], *words)
+    said = capsys.readouterr()
+    out = said.out
     assert out.startswith("Average over label_skew; seeds 10,11:")
-    assert f"| controlled ({CONTROL}) | 99.0 ± 0.0 | -18.9 ± 1.3 |" in out
+    assert f"| fedavg_prior ({CONTROL}) | 99.0 ± 0.0 | -18.9 ± 1.3 |" in out
+    assert "The best baseline is ditto, amn is ahead of it by -4.9 ± 1.3." in out
+    assert "\nifca: 0 of 2 runs\n" in out and "\napfl: 0 of 2 runs\n" in out
+    assert "1 runs with other keys are left out" in said.err
     assert "| rotation | ifca | 73.0 | -0.3 ± 1.3 | -0.3 | no |" in out
-    assert out.endswith("Worst tenth of the clients ahead in 1 of 2 scenarios.\n")
-    monkeypatch.setattr(sys, "argv", [*command[:-1], "12"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "--judged 12: no run has one of these seeds" in capsys.readouterr().err
+    assert out.endswith("Worst tenth of the clients ahead in 1 of 2 scenarios; there are 7.\n")
+    for words, told in (
+        (("--judged", "12", "--control", control), "amn on seeds 12: 0 of 1 runs"),
+        (("--judged", "10,11"), "amn on seeds 10,11: 4 of 12 runs"),
+    ):
+        with pytest.raises(SystemExit):
+            command(tmp_path, monkeypatch, SCORES, *words)
+        assert told in capsys.readouterr().err
