@@ -14,13 +14,13 @@ _spec.loader.exec_module(native)
 
 
 class Build(build_ext):
-    """One library for several instruction sets; without a compiler the package works all the same."""
+    """One library for several instruction sets; without a compiler there is ``--engine torch``."""
 
     def build_extension(self, ext):
         try:
             native.build(Path(self.get_ext_fullpath(ext.name)))
         except native.BuildError as error:
-            print(f"amn_mpi: training stays in PyTorch, the compiled engine is not built: {error}")
+            print(f"amn_mpi: the compiled engine is not built, --engine torch needs none: {error}")
 
     def get_ext_filename(self, fullname):
         return os.path.join(*fullname.split(".")[:-1], native.LIBRARY)

@@ -122,7 +122,7 @@ def _make(name: str, logging: Logging) -> Any:
     if name in CALLBACKS:
         needs = NEEDS[name]
         if importlib.util.find_spec(needs) is None:
-            raise ConfigError(f"{given}: needs the package {needs}: pip install 'amn_mpi[{name}]'")
+            raise ConfigError(f"{given}: needs the package {needs}: pip install '.[{name}]'")
         module, _, attribute = CALLBACKS[name].partition(":")
         return getattr(importlib.import_module(module), attribute)()
     if not plugin.is_file(name):

@@ -188,7 +188,8 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where clients train; auto: a GPU if there is one")
     engine: Literal["auto", "compiled", "torch", "batched"] = key(
         "auto",
-        "what trains there; auto: compiled for linear, mlp, cnn, lenet5 on a CPU, batched on a GPU",
+        "what trains; auto: compiled for linear, mlp, cnn, lenet5 and in fp32 their _bn forms on a CPU, "
+        "batched on a GPU, torch for what these do not know",
     )
     engine_clients: int = key(
         0, "clients that engine = batched trains together; 0: as many as fit", ge=0, le=10_000

@@ -22,7 +22,7 @@ def choose(config: Config, module: torch.nn.Module, shape: tuple[int, ...], devi
     """``compiled``, ``batched`` or ``torch``; ``agree`` may still change it.
 
     ``auto`` never takes ``batched`` on a CPU: it was slower there than ``compiled`` on every model that
-    one knows, and no faster than ``torch`` on the others (README, Engines).
+    one knows, and no faster than ``torch`` on the others (docs/engines.md).
 
     Raises:
         ConfigError: an engine is asked for that does not know such a precision, model or device; or

@@ -264,7 +264,7 @@ def test_a_missing_package_is_told_before_anything_is_made(
     with pytest.raises(ConfigError) as refusal:
         plain.here(*SMALL, "--logging.tensorboard", "true", "--out", tmp_path / "out")
     assert str(refusal.value) == (
-        "logging.tensorboard = true: needs the package tensorboard: pip install 'amn_mpi[tensorboard]'"
+        "logging.tensorboard = true: needs the package tensorboard: pip install '.[tensorboard]'"
     )
     assert not (tmp_path / "out").exists()
 

@@ -160,7 +160,7 @@ def test_show_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 def test_without_matplotlib(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install 'amn_mpi[report]'" in refused(capsys, 1, "show", "default", "--figure", "a.png")
+    assert "pip install '.[report]'" in refused(capsys, 1, "show", "default", "--figure", "a.png")
     assert show.FORMATS[0] == ".png" and not Path("a.png").exists()
 
 

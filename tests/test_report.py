@@ -312,4 +312,4 @@ def test_wrong_folders_and_words(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["figures", "report.html"]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, line = refused(capsys, runs / "amn")
-    assert status == 1 and "pip install 'amn_mpi[report]'" in line
+    assert status == 1 and "pip install '.[report]'" in line

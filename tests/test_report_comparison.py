@@ -347,7 +347,7 @@ def test_runs_with_other_keys_are_left_out(
 
         at_end(copy)
     err = capsys.readouterr().err
-    assert err == "amn_mpi: warning: no report: the report needs matplotlib: pip install 'amn_mpi[report]'\n"
+    assert err == "amn_mpi: warning: no report: the report needs matplotlib: pip install '.[report]'\n"
 
 
 def test_unlike_runs_are_told(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -52,7 +53,7 @@ def board(*labels: str) -> Board:
     return Board([s for s in SCORES if s.seed in (10, 11) and s.label in labels], "amn")
 
 
-def against(scores: list[Score], chosen: set[int] = {0}) -> dict[str, tuple[str, str, float, str]]:
+def against(scores: list[Score], chosen: Sequence[int] = (0,)) -> dict[str, tuple[str, str, float, str]]:
     found = rivals(scores, "amn", chosen, {10, 11})
     return {r.scenario: (r.label, f"{r.lead.mean:+.1f} {r.lead.half:.1f}", r.chosen, r.behind) for r in found}
 
@@ -86,7 +87,7 @@ def test_a_baseline_is_chosen_by_all_seeds_or_not_at_all() -> None:
         *runs("amn", "label_skew", {1: 80.0}), *runs("fedala", "label_skew", {1: 70.0}),
         *runs("ditto", "label_skew", {1: 80.0}), *runs("local", "label_skew", {1: 99.0, 10: 1.0, 11: 1.0}),
     ]  # fmt: skip
-    assert against([*SCORES, *more], {0, 1}) == {"label_skew": ("ditto", "-4.9 1.3", 84.0, "yes")}
+    assert against([*SCORES, *more], (0, 1)) == {"label_skew": ("ditto", "-4.9 1.3", 84.0, "yes")}
 
 
 def test_a_run_that_diverged_counts_as_nothing_in_the_choice_and_shows_in_the_lead() -> None:

@@ -197,5 +197,5 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as refusal:
         callbacks.Callbacks(Logging(callbacks="wandb"))
     assert str(refusal.value) == (
-        "logging.callbacks = wandb: needs the package wandb: pip install 'amn_mpi[wandb]'"
+        "logging.callbacks = wandb: needs the package wandb: pip install '.[wandb]'"
     )

@@ -36,7 +36,8 @@ class FedAMP(Mixing):
     xi_ij = alpha A'(||w_i - w_j||^2) for j != i with A(t) = 1 - exp(-t / sigma), of whole models,
     and xi_ii = 1 - sum_j xi_ij; alpha has to be small enough for xi_ii >= 0, and a row for which it
     is not is divided by its sum, with xi_ii = 0. alpha is constant over rounds. The paper leaves
-    open where the client's SGD starts; public implementations differ, most take its own model.
+    open where the client's SGD starts; public implementations differ, most take its own model. With a
+    weak pull (they have lambda / alpha = 1e-4) only ``start`` message lets a client hear the others.
     In cohorts the newest models of all clients that have trained take part.
 
     Other ways of mixing clients' newest models can derive from it: ``weights`` is the hook, and

@@ -45,7 +45,8 @@ class PFedHN(Method):
     theta~_i), the chain rule on the client's model difference, and it takes a step of SGD with
     momentum. The paper lets one client a step train; here the cohort trains at the same time and
     the server takes one step a round, on the mean of its gradients. (A step for each of 32 clients
-    in turn, on differences that all began at the same network, overshoots and diverges.)
+    in turn, on differences that all began at the same network, overshoots and diverges. The paper's
+    schedule is ``cohort`` 1 / clients, rounds times clients, and its server step of 0.01.)
     Clients train as configured (the authors: 50 steps, momentum 0.9, clipped gradients). Evaluated:
     the models that the network makes, without local training, as in the paper.
     """

@@ -31,7 +31,7 @@ def write(
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the report needs {error.name}: pip install 'amn_mpi[report]'") from None
+        raise UserError(f"the report needs {error.name}: pip install '.[report]'") from None
     target = out or folder
     try:
         return _write(folder, target, local, strange)

@@ -22,7 +22,7 @@ def save(fed: Federation, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("--figure: needs matplotlib; pip install 'amn_mpi[report]' has it") from None
+        raise UserError("--figure: needs matplotlib; pip install '.[report]' has it") from None
     figure = draw(fed, Figure)
     try:
         figure.savefig(path, dpi=150)
