@@ -42,17 +42,10 @@ def specification(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | Non
         if min(shape) < 1:
             return None
         children = children[3:]
-    if (
-        not children
-        or type(children[0]) is not nn.Flatten
-        or (children[0].start_dim, children[0].end_dim) != (1, -1)
-    ):
+    if not children or not _flattens(children[0]) or not _alternates(children[1:]):
         return None
     features, children = math.prod(shape), children[1:]
-    kinds = [type(layer) for layer in children]
-    if kinds[::2] != [nn.Linear] * len(kinds[::2]) or kinds[1::2] != [nn.ReLU] * len(kinds[1::2]):
-        return None
-    if len(kinds) % 2 == 0 or len(rows) + len(kinds[::2]) > MOST_LAYERS:
+    if len(rows) + len(children[::2]) > MOST_LAYERS:
         return None
     for layer in children[::2]:
         if layer.in_features != features or layer.bias is None:
@@ -68,15 +61,31 @@ def specification(module: nn.Module, shape: tuple[int, ...]) -> np.ndarray | Non
     fitting = all(_normalises(norm, layer) for layer, norm in norms.items()) and children[-1] not in norms
     if not plain or not fitting or sum(t.numel() for t in tensors) != at:
         return None
-    buffers = [buffer for _, buffer in module.named_buffers() if buffer.is_floating_point()]
-    kept = [each for layer in layers if layer in norms for each in _statistics(norms[layer])]
-    if len(buffers) != len(kept) or any(a is not b for a, b in zip(buffers, kept)):
-        return None  # others lie between the running statistics, or two layers share theirs
+    if not _keeps_only(module, [norms[layer] for layer in layers if layer in norms]):
+        return None
     found = np.array(rows, dtype=np.int64)
     for row, layer in zip(found, layers):
         if layer in norms:
             row[RUNNING], at = at, at + 2 * row[OUTPUTS]
     return found
+
+
+def _flattens(layer: nn.Module) -> bool:
+    """Whether it makes a row of all that a sample has."""
+    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
+
+
+def _alternates(layers: list[nn.Module]) -> bool:
+    """Whether they are linear layers with a ReLU between each two."""
+    kinds = [type(layer) for layer in layers]
+    return len(kinds) % 2 == 1 and kinds == ([nn.Linear, nn.ReLU] * len(kinds))[: len(kinds)]
+
+
+def _keeps_only(module: nn.Module, norms: list[Any]) -> bool:
+    """Whether its buffers are the running statistics of these, in order, and each its own."""
+    buffers = [buffer for _, buffer in module.named_buffers() if buffer.is_floating_point()]
+    kept = [each for norm in norms for each in _statistics(norm)]
+    return len(buffers) == len(kept) and all(a is b for a, b in zip(buffers, kept))
 
 
 def _apart(layers: list[Any]) -> tuple[list[Any], dict[Any, Any]]:
