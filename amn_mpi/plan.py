@@ -184,8 +184,8 @@ class Plan:
         self._done += 1
         spent = time.monotonic() - self._started
         left = spent / self._done * (len(self.todo) - self._done)
-        score = found.get("diverged") or f"{found['mean_last5']:.2f} (best {found['best_accuracy']:.2f})"
-        print(f"[{self._done}/{len(self.todo)}] {cell.folder}: {score}, {left / 60:.0f} min left", flush=True)
+        done = f"[{self._done}/{len(self.todo)}]"
+        print(f"{done} {cell.folder}: {outcome(found)}, {left / 60:.0f} min left", flush=True)
 
     def report(self) -> None:
         """Shows what was asked for; the tables in files are of all that is finished with the seeds asked for.
@@ -275,6 +275,15 @@ class Plan:
                 "another --out"
             )
         return True
+
+
+def outcome(found: dict[str, Any]) -> str:
+    """A run's figures in a few words; what diverged, the run or turns of some clients."""
+    diverged = found.get("diverged") or {}
+    if isinstance(diverged, str):
+        return diverged
+    score = f"{found['mean_last5']:.2f} (best {found['best_accuracy']:.2f})"
+    return f"{score}, {sum(diverged.values())} turns diverged" if diverged else score
 
 
 def _with_own_clients(*matrices: Matrix) -> list[Matrix]:

@@ -18,6 +18,7 @@ from running import end, one_line, result, start, wait_for
 
 from amn_mpi import compare, matrix, neutral
 from amn_mpi.errors import ConfigError, UserError
+from amn_mpi.plan import outcome
 from amn_mpi.runfolder import lock
 
 # "wild" leaves the numbers in its first round: that must not keep the others from finishing.
@@ -187,6 +188,13 @@ def test_a_diverged_cell_is_recorded_and_the_others_finish(done: Done) -> None:
         latex = (out / "tables.tex").read_text()
         assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
         assert r"fedavg\_ft" in latex
+
+
+def test_a_line_tells_what_diverged() -> None:
+    figures = {"mean_last5": 51.25, "best_accuracy": 52.5}
+    assert outcome({**figures, "diverged": {}}) == "51.25 (best 52.50)"
+    assert outcome({**figures, "diverged": {"4": 1, "7": 2}}) == "51.25 (best 52.50), 3 turns diverged"
+    assert outcome({"diverged": "round 1: all"}) == "round 1: all"
 
 
 def test_a_finished_matrix_is_not_run_again(done: Done, tmp_path: Path) -> None:
