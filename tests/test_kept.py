@@ -163,7 +163,12 @@ seeds: [0, 1]
 scenarios: {s: , t: {data: {labels: iid}}}
 methods: {a: {method: {name: ditto}}, fedavg: {local: {lr: 0.5}}}
 """
-GRID = "keys: {data: {validation: 0.25}}\nscenarios: {s: }\ntrials: %d\ngrid: {mine: {method: {name: ditto, lam: %s}}}\n"
+GRID = """
+keys: {data: {validation: 0.25}}
+scenarios: {s: }
+trials: %d
+grid: {mine: {method: {name: ditto, lam: %s}}}
+"""
 
 
 def cells(folder: Path, text: str) -> list[matrix.Cell]:
