@@ -436,7 +436,8 @@ def test_controls_differ_from_their_methods_by_the_prior_alone(name: str) -> Non
     for method in ("fedavg", "fedavg_ft"):
         label, control = f"{method}_prior", {"name": method, "prior": 1.0}
         assert methods_of[label] == {"method": control}
-        assert grid[label] == {**grid[method], "method": {**grid[method].get("method", {}), **control}}
+        trials = [own if isinstance(own, list) else [own] for own in (grid[method], grid[label])]
+        assert trials[1] == [{**own, "method": {**own.get("method", {}), **control}} for own in trials[0]]
         chosen = {"scenarios": ["rotation"], "methods": [method, label]}
         for file in (name, f"{name}_tune"):
             found = [cell.config for cell in matrix.read(file, {**chosen, "seeds": ["100"]}, []).cells]
