@@ -43,7 +43,10 @@ def federation(config: Config) -> Federation:
 
 
 def moved(config: Config) -> np.ndarray:
-    """Bytes that a client has received and sent after rounds 1, 2, ..., shape (rounds,)."""
+    """Bytes that a client has received and sent after rounds 1, 2, ..., shape (rounds,).
+
+    Where a round has a part of the clients, the mean over all of them.
+    """
     fed = federation(config)
     setting = Setting(budget.layout_of(config, fed), fed.train, config.seed, config.local)
     method = methods.get(config.method.name)(config.method, setting)
@@ -53,7 +56,7 @@ def moved(config: Config) -> np.ndarray:
     rounds = range(1, config.rounds + 1)
     sent = [SENT.get(config.method.name, method.returned(t)) for t in rounds]
     up = [0 if wire.up == "none" else each * part + numbers for each in sent]
-    return FLOAT * np.cumsum([down + each for each in up])
+    return FLOAT * config.cohort * np.cumsum([down + each for each in up])
 
 
 def reached(score: Score, allowed: int) -> float:

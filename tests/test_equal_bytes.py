@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,11 @@ def test_amn_moves_gradients_while_it_learns() -> None:
     learning = (np.arange(1, 61) > 5) & (np.arange(1, 61) <= 30)
     by_hand = np.cumsum(2 * P + learning * P + 5 * 512)  # sketches of five layers
     assert moved(CONFIGS["amn"]).tolist() == (4 * by_hand).tolist()
+
+
+def test_a_client_that_sits_a_round_out_moves_nothing() -> None:
+    whole, part = CONFIGS["fedavg"], replace(CONFIGS["fedavg"], cohort=0.25)
+    assert moved(part).tolist() == (moved(whole) / 4).tolist()
 
 
 def test_the_last_kept_round_that_is_allowed() -> None:
