@@ -57,8 +57,13 @@ def what_counts(config: Config) -> dict[str, Any]:
     }
     for key, crc in plugin.checksums(config).items():
         found[key] = f"{plugin.short(values[key])} {crc:08x}"
-    revision = neutral.REVISED.get("", 0), max(neutral.REVISED.get(base, 0) for base in bases)
-    return {**found, "method.revision": revision} if any(revision) else found
+    counted = revision(name)
+    return {**found, "method.revision": counted} if any(counted) else found
+
+
+def revision(name: str) -> tuple[int, int]:
+    """How often results have changed with no key: of all methods, and of this one or what it derives from."""
+    return neutral.REVISED.get("", 0), max(neutral.REVISED.get(base, 0) for base in _bases(name))
 
 
 def _bases(name: str) -> list[str]:

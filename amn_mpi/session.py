@@ -183,6 +183,8 @@ class Session:
         import platform
         from importlib.metadata import version
 
+        from amn_mpi import digest
+
         fed = self.fed
         shares = (fed.train, fed.test, fed.train_counts, fed.label_group, fed.concept_group)
         numbers = b"".join(np.asarray(part).astype("<i8").tobytes() for part in shares)
@@ -195,6 +197,7 @@ class Session:
             "federation": fed.facts(),
             "versions": {
                 "amn_mpi": __version__,
+                "revision": ".".join(map(str, digest.revision(config.method.name))),
                 "torch": version("torch"),
                 "numpy": version("numpy"),
                 "machine": platform.machine(),

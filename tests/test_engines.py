@@ -12,7 +12,7 @@ import pytest
 import torch
 from running import REPOSITORY, one_line, result, run
 
-from amn_mpi import engines, models, native
+from amn_mpi import engines, models, native, neutral
 from amn_mpi.config import Config, Model
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.methods import fedavg
@@ -107,6 +107,19 @@ def test_a_run_goes_on_with_its_own_engine_only(tmp_path: Path, monkeypatch: pyt
         plain.here(*what, "--rounds", 3, "--engine", "torch")
     assert caught.value.status == 1
     assert "was made with another engine (cpu-compiled, now cpu-torch)" in str(caught.value)
+
+
+def test_a_method_whose_results_have_changed_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AMN_CACHE", str(tmp_path / "cache"))
+    what = (*KEYS, "--method.name", "ditto", "--engine", "torch", "--resume", "auto", "--out", tmp_path)
+    plain.here(*what)
+    plain.here(*what, "--rounds", 3)
+    assert "bits may differ" not in capsys.readouterr().err
+    monkeypatch.setitem(neutral.REVISED, "ditto", 7)
+    plain.here(*what, "--rounds", 4)
+    assert "was made with revision 0.0, now 0.7: bits may differ" in one_line(capsys.readouterr().err)
 
 
 @needs_native
