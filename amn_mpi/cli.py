@@ -70,7 +70,10 @@ def resolve(layers: list[dict[str, Any]], words: Sequence[str]) -> Config:
     merged = _merge(layers, known, name)
     for word in words[::2]:
         _check_key(word[2:], known, "command line")
-    config = build(_parse_types(merged, words, options), options)
+    try:
+        config = build(_parse_types(merged, words, options), options)
+    except ConfigError as error:
+        raise ConfigError(f"{_source(str(error), layers, words)}{error}") from None
     _check_baselines(config.baselines)
     for name in methods.listed(config.checkpoint.accept):
         _check_key(name, known, "checkpoint.accept")
@@ -187,6 +190,14 @@ def _merge(layers: list[dict[str, Any]], known: Mapping[str, Key], method: str) 
             if value is not None or known[name].type is not str:  # "out:" is as good as no text
                 merged[name] = value
     return {**merged, "method.name": method}
+
+
+def _source(refusal: str, layers: list[dict[str, Any]], words: Sequence[str]) -> str:
+    """The layer that a refused "key = value" is from, as the beginning of a line; "" for the command line."""
+    key = refusal.partition(" = ")[0]
+    if f"--{key}" in words[::2]:
+        return ""
+    return next((f"{layer['']}: " for layer in reversed(layers) if key in layer and layer[""]), "")
 
 
 def _check_key(name: str, known: Mapping[str, Key], where: str) -> None:

@@ -129,7 +129,11 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
     unknown = set(tree) - set(KEYS)
     if unknown:
         raise ConfigError(f"{path}: {sorted(unknown)[0]}: unknown key; valid are {', '.join(KEYS)}")
-    labels = _trials(tree, path) if "grid" in tree else {k: [v] for k, v in _methods(tree, path).items()}
+    labels = (
+        _trials(tree, path)
+        if "grid" in tree
+        else {label: [keys] for label, keys in _table(tree, "methods", path).items()}
+    )
     scenarios = _table(tree, "scenarios", path)
     seeds = tree.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
@@ -148,9 +152,11 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
         raise ConfigError(f"{path}: reference = {reference}: valid are {', '.join(labels)}")
     common = [*map(cli.read, configs), cli.layer(keys, f"{path}, keys")]
     here = {name: cli.layer(scenarios[name], f"{path}, scenario {name}") for name in places}
+    tuned = _tuned(tree, path)
     resolved = {
         (scenario, label): [
-            _resolve(path, label, [*common, here[scenario]], own, words) for own in labels[label]
+            _resolve(path, label, [*common, here[scenario]], tuned.get(label, {}), own, words)
+            for own in labels[label]
         ]
         for scenario in places
         for label in who
@@ -163,7 +169,7 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
         for number, config in enumerate(resolved[scenario, label])
     ]
     trials = {label: labels[label] for label in who}
-    untuned = _untuned(tree, path, who)
+    untuned = [label for label in who if label not in tuned] if "tuned" in tree else []
     return Matrix(path, cells, reference, trials, "grid" in tree, untuned, seeds, _known(tree, path))
 
 
@@ -178,22 +184,25 @@ def _check_tuning(path: Path, resolved: dict[tuple[str, str], list[Config]]) -> 
                 raise ConfigError(f"{path}: grid: {label}: trials {same} and {k} are the same ({scenario})")
 
 
-def _resolve(path: Path, label: str, layers: list[dict], keys: dict, words: Sequence[str]) -> Config:
-    """One method in one scenario, with seed 0."""
-    own = {"method.name": label, **cli.layer(keys, f"{path}, method {label}")}
-    name = own["method.name"]
-    for layer in (*layers, own):
-        for key in OWN if layer is own else (*OWN, "method.name"):
+def _resolve(
+    path: Path, label: str, layers: list[dict], tuned: dict, keys: dict, words: Sequence[str]
+) -> Config:
+    """One method in one scenario, with seed 0; its own keys go on top of those that were tuned."""
+    own = cli.layer(keys, f"{path}, method {label}")
+    name = {"method.name": label, **tuned, **own}["method.name"]
+    named = [{**layer, "method.name": name} for layer in (tuned, own) if layer]
+    for layer in (*layers, *named):
+        for key in OWN if layer in named else (*OWN, "method.name"):
             if key in layer and "" in layer and ", " in layer[""]:
                 raise ConfigError(f"{layer['']}: {key}: a comparison sets it itself")
     if not methods.known(name):
         said = "" if name == label else f" {name}"
         raise ConfigError(f"{path}: methods: {label}: no method{said}; valid are {methods.VALID}")
     try:
-        return cli.resolve([*layers, own], ["--seed", "0", *words])
+        return cli.resolve([*layers, *named], ["--seed", "0", *words])
     except ConfigError as error:
-        told = str(error)
-        raise ConfigError(told if str(path) in told else f"{path}, {label}: {told}") from None
+        told = any(layer[""] in str(error) for layer in (*layers, *named))
+        raise error if told else ConfigError(f"{path}, {label}: {error}") from None
 
 
 def difference(config: Config, done: dict[str, Any]) -> str:
@@ -203,25 +212,15 @@ def difference(config: Config, done: dict[str, Any]) -> str:
     return ""
 
 
-def _methods(tree: dict[str, Any], path: Path) -> dict[str, dict]:
-    """Keys of each label; what the file itself says goes on top of what was tuned."""
-    own = _table(tree, "methods", path)
+def _tuned(tree: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """The layer of each label in the file of tuned values; none if the comparison has no such file."""
     if "tuned" not in tree:
-        return own
+        return {}
     tuned_path = path.parent / str(tree["tuned"])
     if not tuned_path.is_file():
         raise ConfigError(f"{path}: tuned = {tree['tuned']}: no such file beside it")
-    tuned = _table(cli.load(tuned_path), "methods", tuned_path)
-    return {label: _over(tuned.get(label, {}), keys) for label, keys in own.items()}
-
-
-def _untuned(tree: dict[str, Any], path: Path, labels: list[str]) -> list[str]:
-    """Labels of which the file of tuned values says nothing."""
-    if "tuned" not in tree:
-        return []
-    tuned_path = path.parent / str(tree["tuned"])
-    tuned = _table(cli.load(tuned_path), "methods", tuned_path)
-    return [label for label in labels if label not in tuned]
+    found = _table(cli.load(tuned_path), "methods", tuned_path)
+    return {label: cli.layer(keys, f"{tuned_path}, method {label}") for label, keys in found.items()}
 
 
 def _known(tree: dict[str, Any], path: Path) -> str:
@@ -231,15 +230,6 @@ def _known(tree: dict[str, Any], path: Path) -> str:
             f"{path}: known = {name}: valid is the path of a scores.csv, from this file's folder"
         )
     return os.path.normpath(path.parent / name) if name else ""
-
-
-def _over(below: dict, above: dict) -> dict:
-    """Nested values of two trees; ``above`` wins."""
-    merged = dict(below)
-    for key, value in above.items():
-        inner = merged.get(key)
-        merged[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _trials(tree: dict[str, Any], path: Path) -> dict[str, list[dict]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,22 @@ def test_limits_are_told_apart_at_their_ends() -> None:
     for words in (("--cohort", "0"), ("--cohort", "1.01"), ("--local.momentum", "1"), ("--rounds", "0")):
         with pytest.raises(ConfigError, match=f"{words[0][2:]} = .*: valid is"):
             parsed(*words)
+
+
+def test_a_refused_value_is_told_with_the_file_that_it_is_from(tmp_path: Path) -> None:
+    """The last of the files that have the key; none if the command line has it."""
+    for name, text in (("one", "local: {lr: -1}"), ("two", "local: {lr: fast}"), ("three", "rounds: 3")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    one, two, three = (("--config", str(tmp_path / f"{name}.yaml")) for name in ("one", "two", "three"))
+    for words, begin in (
+        ((*two, *one, *three), f"{one[1]}: local.lr = -1"),
+        ((*one, *two, *three), f"{two[1]}: local.lr = fast"),
+        ((*one, "--local.lr", "-2"), "local.lr = -2"),
+        (("--local.lr", "slow", *three), "local.lr = slow"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(begin)}[.0]*: valid is "):
+            parsed(*words)
+    assert parsed(*one, "--local.lr", "0.5").local.lr == 0.5
 
 
 def test_configuration_needs_neither_torch_nor_mpi() -> None:

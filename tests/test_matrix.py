@@ -170,7 +170,14 @@ def test_tuned_file_that_is_no_good(tmp_path: Path) -> None:
     write(tmp_path, "chosen: {}", "tuned.yaml")
     has(refused(tmp_path, text % "tuned.yaml"), "tuned.yaml", "methods: missing")
     write(tmp_path, "methods: {local: {nosuch: 1}}", "tuned.yaml")
-    has(refused(tmp_path, text % "tuned.yaml"), "nosuch: unknown key")
+    has(refused(tmp_path, text % "tuned.yaml"), "tuned.yaml, method local", "nosuch: unknown key")
+    for value in ("fast", -1):
+        write(tmp_path, f"methods: {{local: {{local: {{lr: {value}}}}}}}", "tuned.yaml")
+        line = refused(tmp_path, text % "tuned.yaml")
+        has(line, "tuned.yaml, method local", f"local.lr = {value}", "valid is")
+        assert "my.yaml" not in line, "the value is not in that file"
+    write(tmp_path, "methods: {local: {seed: 1}}", "tuned.yaml")
+    has(refused(tmp_path, text % "tuned.yaml"), "tuned.yaml, method local: seed: a comparison sets it itself")
     write(tmp_path, "methods: [", "tuned.yaml")
     has(refused(tmp_path, text % "tuned.yaml"), "tuned.yaml: cannot be read as YAML")
 
