@@ -4,10 +4,11 @@
 
 Seeds ``--chosen`` choose the best baseline of a scenario, AMN is held against it on those of ``--judged``.
 A mean is taken of a method only where it has all runs that the mean is of; the others are named below the
-table. For the choice a run that diverged counts as 0. Accuracies are means of the last five rounds, with 95 %
-intervals by Student's t over the seeds. Controls of this project are no baselines. What is listed apart is
-marked in the first table and not its best baseline; in the second it may be the best. ``--control`` names
-the scenarios in which nothing is heterogeneous: they are not in the average.
+table. For the choice a run that diverged counts as 0; a lead over a baseline of which runs diverged is over
+its other runs, and says so: left out, it would leave AMN to weaker ones. Accuracies are means of the last
+five rounds, with 95 % intervals by Student's t over the seeds. Controls of this project are no baselines.
+What is listed apart is marked in the first table and not its best baseline; in the second it may be the best.
+``--control`` names the scenarios in which nothing is heterogeneous: they are not in the average.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Rival:
     chosen: float  # its mean on the seeds of choice
     lead: Difference
     worst: float  # the reference's worst tenth less its
+    diverged: int = 0  # of its runs on the other seeds; the leads are over the rest
 
     @property
     def behind(self) -> str:
@@ -56,6 +58,20 @@ def averages(board: Board) -> list[tuple[str, str, str]]:
         lead = "" if label == board.reference else signed(board.difference(own, values))
         found.append((summary.mean, label, number(summary), lead))
     return [(label, text, lead) for _, label, text, lead in sorted(found, reverse=True)]
+
+
+def finished(scores: list[Score], reference: str, label: str, draws: Collection[int]) -> Difference:
+    """The reference's lead over what a baseline has finished; of a seed the mean over scenarios."""
+    board = Board(scores, reference)
+    leads: dict[int, list[float]] = {}
+    for where in board.scenarios:
+        own, theirs = (board.values(FIGURE, where, who) for who in (reference, label))
+        for seed in draws:
+            if not math.isnan(theirs.get(seed, math.nan)):
+                leads.setdefault(seed, []).append(own[seed] - theirs[seed])
+    return board.difference(
+        {seed: float(np.mean(each)) for seed, each in leads.items()}, dict.fromkeys(leads, 0.0)
+    )
 
 
 def rivals(
@@ -80,11 +96,12 @@ def rivals(
         ]
         if any(not set(judged) <= set(runs) for runs in both[0].values()):
             continue
+        left = [seed for seed in judged if not math.isnan(both[0][label][seed])]
         lead, worst = (
-            board.difference(*({seed: each[who][seed] for seed in judged} for who in (reference, label)))
+            board.difference(*({seed: each[who][seed] for seed in left} for who in (reference, label)))
             for each in both
         )
-        found.append(Rival(where, label, means[label], lead, worst.mean))
+        found.append(Rival(where, label, means[label], lead, worst.mean, len(judged) - len(left)))
     return found
 
 
@@ -114,6 +131,11 @@ def main() -> None:
     if best:
         print(f"The best baseline is {best[0]}, {reference} is ahead of it by {best[2]}.")
     for who, why in lacks.items():
+        if why.endswith("diverged"):
+            at = [s for s in scores if s.scenario in uneven]
+            why += (
+                f"; {reference} is ahead of the others by {signed(finished(at, reference, who, args.judged))}"
+            )
         if why:
             print(f"{who}: {why}")
     found = rivals(scores, reference, args.chosen, args.judged)
@@ -123,7 +145,7 @@ def main() -> None:
             r.scenario,
             r.label,
             f"{r.chosen:.1f}",
-            signed(r.lead),
+            signed(r.lead) + (f" ({r.diverged} of its runs diverged)" if r.diverged else ""),
             signed(Difference(r.worst, math.nan)),
             r.behind,
         )

@@ -11,7 +11,7 @@ from running import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-from standing import averages, main, rivals  # noqa: E402
+from standing import averages, finished, main, rivals  # noqa: E402
 
 from amn_mpi import kept, known, matrix  # noqa: E402
 from amn_mpi.methods.fedavg import CONTROL  # noqa: E402
@@ -90,14 +90,33 @@ def test_a_baseline_is_chosen_by_all_seeds_or_not_at_all() -> None:
     assert against([*SCORES, *more], (0, 1)) == {"label_skew": ("ditto", "-4.9 1.3", 84.0, "yes")}
 
 
-def test_a_run_that_diverged_counts_as_nothing_in_the_choice_and_shows_in_the_lead() -> None:
+def test_a_run_that_diverged_counts_as_nothing_in_the_choice() -> None:
     more = [
         *runs("amn", "iid", {0: 1.0, 10: 60.0, 11: 60.0}),
-        *runs("ditto", "iid", {0: 5.0, 10: 50.0, 11: NAN}),
+        *runs("ditto", "iid", {0: 5.0, 10: 50.0, 11: 70.0}),
+        *runs("fedala", "iid", {0: NAN, 10: 70.0, 11: 70.0}),
     ]
-    assert against(more) == {"iid": ("ditto", "+nan nan", 5.0, "-")}
-    better = [*more, *runs("fedala", "iid", {0: NAN, 10: 70.0, 11: 70.0})]
-    assert against(better)["iid"][0] == "ditto"
+    assert against(more)["iid"][0] == "ditto"
+
+
+def test_leads_are_over_what_a_baseline_has_finished() -> None:
+    """A diverged run of AMN's own stays one."""
+    more = [
+        *runs("amn", "iid", {0: 1.0, 10: 60.0, 11: 60.0, 12: 63.0}),
+        *runs("ditto", "iid", {0: 5.0, 10: 50.0, 11: NAN, 12: 53.2}),
+    ]
+    (found,) = rivals(more, "amn", {0}, {10, 11, 12})
+    assert (found.label, found.diverged, found.behind) == ("ditto", 1, "no")
+    # 10 and 9.8: half width 12.706 * 0.2 / 2
+    assert (found.lead.mean, found.lead.half, found.worst) == pytest.approx((9.9, 1.2706, 9.9))
+    (found,) = rivals(more, "amn", {0}, {11})
+    assert found.behind == "-" and found.worst != found.worst
+    own = [*runs("amn", "iid", {10: NAN, 11: 60.0}), *runs("ditto", "iid", {0: 5.0, 10: 50.0, 11: 50.0})]
+    (found,) = rivals(own, "amn", {0}, {10, 11})
+    assert found.lead.mean != found.lead.mean and found.behind == "-"
+    # with rotation, where both have 70.0 and amn has no seed 12: per seed (10 + 0) / 2, 0, 9.8
+    both = finished([*more, *(s for s in SCORES if s.scenario == "rotation")], "amn", "ditto", {10, 11, 12})
+    assert both.mean == pytest.approx((5 + 0 + 9.8) / 3)
 
 
 def command(tmp_path, monkeypatch, scores: list[Score], *words: str) -> None:
@@ -127,6 +146,19 @@ def test_prints_both_tables(tmp_path, capsys, monkeypatch) -> None:
     assert "1 runs with other keys are left out" in said.err
     assert "| rotation | ifca | 73.0 | -0.3 ± 1.3 | -0.3 | no |" in out
     assert out.endswith("Worst tenth of the clients ahead in 1 of 2 scenarios; there are 7.\n")
+    lost = [s for s in SCORES if (s.label, s.scenario, s.seed) != ("ditto", "label_skew", 11)]
+    lost += runs("ditto", "label_skew", {11: NAN})
+    command(tmp_path, monkeypatch, lost, *words)
+    out = capsys.readouterr().out
+    assert "The best baseline is fedala, amn is ahead of it by +1.1 ± 1.3." in out
+    assert "\nditto: 1 of 2 runs diverged; amn is ahead of the others by -5.0\n" in out
+    lost = [replace(s, figures=dict.fromkeys(s.figures, NAN)) if s.label == "fedala" and s.seed == 11 else s
+            for s in SCORES]  # fmt: skip
+    command(tmp_path, monkeypatch, lost, *words)
+    assert (
+        "| label_skew | fedala | 89.0 | +1.0 (1 of its runs diverged) | +11.0 | - |"
+        in capsys.readouterr().out
+    )
     for words, told in (
         (("--judged", "12", "--control", control), "amn on seeds 12: 0 of 1 runs"),
         (("--judged", "10,11"), "amn on seeds 10,11: 4 of 12 runs"),
