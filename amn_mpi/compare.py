@@ -149,15 +149,22 @@ def _plan(argv: Sequence[str]) -> Plan | None:
         raise ConfigError(f"{strange}: give either folders that hold runs, or one comparison")
     found = matrix.read(request.names[0], request.chosen, ["--progress", "off", *request.words])
     check_reference(request.reference, list(found.trials))
-    every = {"seeds": [str(seed) for seed in dict.fromkeys((*found.seeds, *(c.seed for c in found.cells)))]}
-    whole = matrix.read(request.names[0], every, ["--progress", "off", *request.words])
     out = Path(request.out or f"runs/{found.path.stem}")
+    seeds = dict.fromkeys((*found.seeds, *(cell.seed for cell in found.cells), *_seeds(out)))
+    every = {"seeds": [str(seed) for seed in seeds]}
+    whole = matrix.read(request.names[0], every, ["--progress", "off", *request.words])
     plan = Plan(found, whole, out, request.reference, _table(request.known, found))
     if request.dry:
         plan.show()
         return None
     plan.lock()
     return plan
+
+
+def _seeds(out: Path) -> list[int]:
+    """Those of the runs that a folder holds: earlier commands may have asked for others than the file has."""
+    names = {path.parent.name for path in out.glob("*/*/seed*/result.json")}
+    return sorted(int(name[4:]) for name in names if name[4:].isascii() and name[4:].isdigit())
 
 
 def _table(asked_for: str, found: Matrix) -> Path | None:

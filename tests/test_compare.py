@@ -240,6 +240,18 @@ def test_a_part_of_a_matrix(done: Done, tmp_path: Path, capsys: pytest.CaptureFi
     assert "wild" in (out / "tables.md").read_text()
 
 
+def test_runs_of_other_seeds_stay_in_the_table(done: Done, tmp_path: Path) -> None:
+    """An earlier command's --seeds: the file never had them."""
+    out = done.copy(tmp_path)
+    whole = (out / "scores.csv").read_bytes()
+    shutil.copytree(out / CELLS[0], (out / CELLS[0]).parent / "seedless")
+    file = write(tmp_path, MATRIX.replace("seeds: [0, 1]", "seeds: [1]"))
+    plan(file, "--out", out).report()
+    assert (out / "scores.csv").read_bytes() != whole, "in another order"
+    assert sorted(map(str, scores(out))) == sorted(map(str, scores(done.out[1])))
+    assert "±" not in (out / "tables.md").read_text().replace("mean ± std", ""), "those asked for"
+
+
 def test_a_changed_key_is_refused(done: Done, tmp_path: Path) -> None:
     out = done.copy(tmp_path)
     line = refused(done.file, "--out", out, "--local.steps", 3)
