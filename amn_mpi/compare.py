@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import difflib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,13 +112,14 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
             break
         comm.configure(config.comm.wait, config.comm.timeout)
         folder = plan.open(cell) if plan is not None and cell is not None else None
-        fed = comm.share(main.prepare(config) if comm.is_server else None)
-        try:
-            found = job.cell(config, comm, fed, folder)
-        except ConfigError as error:
-            raise ConfigError(f"{cell.folder}: {error}" if cell else str(error)) from None
-        if plan is not None and cell is not None and folder is not None:
-            plan.close(cell, folder, found)
+        with folder or nullcontext():
+            fed = comm.share(main.prepare(config) if comm.is_server else None)
+            try:
+                found = job.cell(config, comm, fed, folder)
+            except ConfigError as error:
+                raise ConfigError(f"{cell.folder}: {error}" if cell else str(error)) from None
+            if plan is not None and cell is not None and folder is not None:
+                plan.close(cell, folder, found)
     if plan is not None:
         from amn_mpi.progress import reader_may_leave
 

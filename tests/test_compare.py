@@ -40,6 +40,16 @@ methods:
 """
 CELLS = [f"{s}/{m}/seed{k}" for s in ("iid", "skew") for k in (0, 1) for m in ("amn", "wild", "fedavg_ft")]
 LONG = ("--rounds", 800, "--evaluate.every", 800)  # seconds
+DIARY = """
+from amn_mpi.callbacks import Callback
+
+class Diary(Callback):
+    def begin(self, config, folder, facts):
+        self.path = folder / "diary"
+        return 0
+    def failed(self, reason):
+        self.path.write_text(f"failed: {reason}")
+"""
 TUNING = """
 seeds: [100]
 keys:
@@ -333,9 +343,11 @@ def test_tables_are_written_though_nobody_reads_what_is_shown(
 
 
 def test_a_stopped_matrix_is_finished_by_the_same_command(tmp_path: Path) -> None:
-    """In the second of two cells; meanwhile a second comparison in the folder is refused."""
+    """In the second of two cells, whose callbacks are told; meanwhile a second comparison is refused."""
     file, out = write(tmp_path, MATRIX), tmp_path / "out"
     what = (file, "--out", out, "--methods", "wild,fedavg_ft", "--scenarios", "iid", "--seeds", 0, *LONG)
+    (tmp_path / "diary.py").write_text(DIARY)
+    what += ("--logging.callbacks", f"{tmp_path / 'diary.py'}:Diary")
     process = begin(*what, ranks=3)
     first, second = (out / "iid" / name / "seed0" for name in ("wild", "fedavg_ft"))
     wait_for(second / "metrics.jsonl", 3, process)
@@ -345,6 +357,8 @@ def test_a_stopped_matrix_is_finished_by_the_same_command(tmp_path: Path) -> Non
     assert stopped.returncode != 0
     has(one_line(stopped.stderr), "stopped by SIGTERM")
     assert (first / "result.json").exists() and not (second / "result.json").exists()
+    assert (second / "diary").read_text().startswith("failed: stopped by SIGTERM")
+    assert not (second / ".lock").exists(), "given back"
     assert [row["label"] for row in scores(out)] == ["wild"], "kept as soon as it is finished"
     written = (first / "result.json").stat().st_mtime_ns
     again = command(*what)
