@@ -110,18 +110,16 @@ class BatchedEngine(Engine):
         self.tick()
         return list(scores)
 
-    def gradient_all(self, asked: Sequence[Asked]) -> list[float]:
-        """Gradients of the mean losses over all samples; returns the losses."""
-        losses = torch.zeros(len(asked), dtype=torch.float64, device=self.device)
+    def gradient_all(self, asked: Sequence[Asked]) -> list[torch.Tensor]:
+        """Gradients of the mean losses over all samples."""
         with self._rows(asked) as (w, g):
             g.zero_()
             part = torch.empty_like(g)
             for k, x, y, share in self._lockstep(asked, whole=True):
-                scores = self._network.backward(w[:k], part[:k], x, y, share)
+                self._network.backward(w[:k], part[:k], x, y, share)
                 g[:k].add_(part[:k])
-                losses[:k] += _losses(scores, y, share)
                 self.tick()
-        return losses.tolist()
+        return [a.seat.gradients for a in asked]
 
     def judge_all(self, asked: Sequence[Asked]) -> list[tuple[float, int]]:
         """(mean loss, number of right answers) of each."""
@@ -210,7 +208,7 @@ class Seat(Engine):
         self._engine, self._size = engine, 0
         self._x = torch.zeros(self.local.batch_size, *engine.shape, device=self.device)
         self._y = torch.zeros(self.local.batch_size, dtype=torch.int64, device=self.device)
-        self._scores, self.gradient_loss = torch.zeros(0), 0.0
+        self._scores = torch.zeros(0)
         self._ask: Ask
 
     def take(self, turn: Callable[[Engine], T], ask: Ask) -> T:
@@ -247,8 +245,7 @@ class Seat(Engine):
         return self.gradients
 
     def gradient(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        self.gradient_loss = self._answer(self._engine.gradient_all, at, x, y, self._engine.chunk)
-        return self.gradients
+        return self._answer(self._engine.gradient_all, at, x, y, self._engine.chunk)
 
     def loss(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> float:
         return self._answer(self._engine.judge_all, at, x, y, self._engine.chunk)[0]

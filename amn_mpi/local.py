@@ -62,7 +62,6 @@ class Engine:
         self._dense = Dense(self.module) if Dense.fits(self.module) else None
         self._eval_batch, self._size = eval_batch, 0
         self._scores = torch.zeros(0)
-        self.gradient_loss = 0.0  # mean loss where ``gradient`` was taken last
 
     @property
     def workspaces(self) -> list[torch.Tensor]:
@@ -181,17 +180,12 @@ class Engine:
     # ---- without learning
 
     def gradient(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Gradient of the mean loss over the samples at ``at``: the workspace's, shape (P,).
-
-        The mean loss itself is in ``gradient_loss`` afterwards.
-        """
+        """Gradient of the mean loss over the samples at ``at``: the workspace's, shape (P,)."""
         self.parameters.copy_(at)
         self.gradients.zero_()
-        self.gradient_loss = 0.0
         for size, part in self._chunks(x, y):
             loss = functional.cross_entropy(self._forward(size), self._y[:size]) * part
             self._differentiate(loss, add=True)
-            self.gradient_loss += float(loss.detach())
         return self.gradients
 
     def loss(self, at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> float:

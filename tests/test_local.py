@@ -87,11 +87,10 @@ def test_number_of_steps(local: Local, samples: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("eval_batch", [1, 4, 10, 23, 1000])
-def test_gradient_loss_and_correct_in_chunks(eval_batch: int) -> None:
+def test_gradient_and_loss_and_correct_in_chunks(eval_batch: int) -> None:
     loss, gradient, right = plain.linear(START.astype(float), X.astype(float), Y, C)
     made, start = engine(Local(), eval_batch), torch.from_numpy(START)
     np.testing.assert_allclose(made.gradient(start, *tensors()), gradient, rtol=2e-5, atol=1e-6)
-    assert made.gradient_loss == pytest.approx(loss, rel=1e-6)
     assert made.loss(start, *tensors()) == pytest.approx(loss, rel=1e-6)
     assert made.correct(start, *tensors()) == right and 0 < right < N
 
