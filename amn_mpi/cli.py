@@ -94,6 +94,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
             raise ConfigError(f"{word}: not an option; options are --key value, see --help")
         option, equals, value = word.partition("=")
         if option[2:] in SWITCHES and option != "--config":
+            if equals:
+                raise ConfigError(f"{word}: takes no value; valid is {option}")
             switches.add(option[2:])
             continue
         if not equals:

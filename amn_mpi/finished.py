@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amn_mpi.errors import ConfigError, UserError
+from amn_mpi.matrix import labelled
 
 if TYPE_CHECKING:
     from amn_mpi.scores import Score
@@ -24,7 +25,7 @@ def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
     if not paths:
         raise UserError(f"{', '.join(folders)}: no finished run (result.json) in or below it")
     scores = [score_of(path) for path in paths]
-    scores = [replace(s, label=f"{s.label}-{s.trial:02d}") if s.trial >= 0 else s for s in scores]
+    scores = [replace(s, label=labelled(s.label, s.trial)) for s in scores]
     same_data(scores, paths)
     check_reference(reference, [score.label for score in scores])
     known: dict[tuple[str, str, int], Path] = {}

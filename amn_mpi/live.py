@@ -11,11 +11,7 @@ COSTS = 0.1  # of the round beyond the mean turn: more of both is worth a word
 SHORT = 0.05  # seconds: shorter turns differ by chance
 TIDY = 0.01  # share of a round below which a phase is not shown
 BEFORE = ("start", "prepare")  # phases that are no part of a round
-PHASES = {
-    "wait": "waiting for clients",
-    "server": "server",
-    "train": "train",
-}  # rank 0's, where it reads badly
+PHASES = {"wait": "waiting for clients"}  # rank 0's, where it reads badly
 
 
 class View:

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from amn_mpi import cli, methods
-from amn_mpi.config import Config, differences
+from amn_mpi.config import Config, all_keys, differences
 from amn_mpi.errors import ConfigError
 
 KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "known", "grid", "trials", "reference")
+SEED = all_keys(methods.options(methods.DEFAULT))["seed"]
 # What may differ between a finished cell and the file: how and where it runs.
 OWN = ("seed", "out", "baselines")
 FREE = (
@@ -70,7 +71,12 @@ class Cell:
 
 def place(scenario: str, label: str, trial: int, seed: int) -> str:
     """The folder of a cell."""
-    return f"{scenario}/{label if trial < 0 else f'{label}-{trial:02d}'}/seed{seed}"
+    return f"{scenario}/{labelled(label, trial)}/seed{seed}"
+
+
+def labelled(label: str, trial: int) -> str:
+    """A label with its trial's number, where it has trials."""
+    return label if trial < 0 else f"{label}-{trial:02d}"
 
 
 @dataclass(frozen=True)
@@ -136,12 +142,15 @@ def read(name: str, chosen: dict[str, list[str]], words: Sequence[str]) -> Matri
     )
     scenarios = _table(tree, "scenarios", path)
     seeds = tree.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ConfigError(f"{path}: seeds = {seeds}: valid is a list of whole numbers >= 0")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise ConfigError(f"{path}: seeds = {seeds}: valid is a list of whole numbers")
     places = _pick("scenarios", list(scenarios), chosen, path)
     who = _pick("methods", list(labels), chosen, path)
     asked = _pick("seeds", list(map(str, seeds)), chosen, path, free=True)
     draws = list(dict.fromkeys(map(int, asked)))
+    for seed in (*seeds, *draws):
+        if not SEED.accepts(seed):
+            raise ConfigError(f"{path}: seed {seed}: valid is {SEED.valid()}")
     configs, keys = tree.get("config") or [], tree.get("keys") or {}
     if not isinstance(configs, list) or not all(isinstance(config, str) for config in configs):
         raise ConfigError(f"{path}: config = {configs}: valid is a list of names or paths")

@@ -1,4 +1,4 @@
-"""The order of the tests: what needs no ranks first, then the longest files first.
+"""The order of the tests: what is short first, nearly all of it without ranks, then the longest files first.
 
 Two workers take one file after another (`--dist loadfile`): a long one at the end would leave one of
 them idle.
@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the program's own; two worke
 import pytest  # noqa: E402
 import ready  # noqa: E402
 
-# Files with several ranks or long training, the longest first; the others are pure and short.
+# Files with several ranks or long training, the longest first; the others are short.
 LONG = (
     "test_slurm",
     "test_resume",

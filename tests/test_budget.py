@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,8 +219,12 @@ def test_limits_of_control_groups(tmp_path: Path) -> None:
     assert forecast._limits(tmp_path / "none", tmp_path) == []
 
 
-def test_available_is_less_than_all_there_is() -> None:
-    assert 0 < forecast.available() < 2**50
+def test_available_is_less_than_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's memory, or what a control group leaves of it."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert total / 100 < forecast.available() < total
+    monkeypatch.setattr(forecast, "_limits", lambda membership: [total, 12345])
+    assert forecast.available() == 12345
 
 
 # ---- tables

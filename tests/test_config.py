@@ -75,6 +75,13 @@ def test_print_config_round_trips(tmp_path: Path) -> None:
     assert (again.seed, again.method.tau, again.data.name) == (9, 2.5, "cifar10")
 
 
+@pytest.mark.parametrize("word", ["--dry_run=false", "--print_config=", "--version=1", "--help=rounds"])
+def test_a_switch_takes_no_value(word: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parsed(word)
+    assert str(refusal.value) == f"{word}: takes no value; valid is {word.partition('=')[0]}"
+
+
 def test_help_has_one_line_for_each_key() -> None:
     with pytest.raises(cli.Printed) as answer:
         parsed("--help", "--method.name", "amn")

@@ -48,6 +48,7 @@ def test_more_ranks_take_from_rank_0_what_the_sharded_server_gives_them() -> Non
         [row for row in far if (row["method"], row["server"]) == ("amn", server)]
         for server in ("rank0", "sharded")
     ]
-    for one, other in zip(whole, shared):
+    assert len(whole) == 4
+    for one, other in zip(whole, shared, strict=True):
         assert other["server step"] < one["server step"]
         assert other["rank 0, GB of memory"] < one["rank 0, GB of memory"]

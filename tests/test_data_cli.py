@@ -55,6 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *words: object) -> 
         ("show default --data.name nope", "data.name = nope: valid are digits, mnist"),
         ("show default --data.client 3", "data.client: unknown key"),
         ("show default --dry_run", "--dry_run: is for runs"),
+        ("show default --dry_run=1", "--dry_run=1: is for runs"),
         ("show default --figure who.gif", "--figure who.gif: valid is a file that ends in .png, .pdf, .svg"),
         ("show default --figure nowhere/who.png", "there is no folder nowhere"),
         ("show default --figure", "--figure: a value is missing after it"),

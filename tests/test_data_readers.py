@@ -95,6 +95,9 @@ def test_cifar_with_too_few_names(tmp_path: Path) -> None:
     write_cifar(tmp_path, CIFAR10, 1, 10)
     (tmp_path / "batches.meta.txt").write_text("cat\ndog\n")
     assert "expected 10 class names, found 2" in refused(tmp_path, "cifar10", tmp_path)
+    (tmp_path / "batches.meta.txt").write_bytes(b"c\xffat\n" * 10)
+    line = refused(tmp_path, "cifar10", tmp_path)
+    assert f"{tmp_path / 'batches.meta.txt'}: expected class names, one a line" in line
 
 
 # Missing data sets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,7 @@ SEEDS = 2
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_amn_leads_by_two_points_under_rotation(tmp_path: Path) -> None:
-    """Four hidden groups, Dirichlet 0.5, 32 clients x 100 samples, mlp, 40 rounds, two seeds.
-
-    On each of them AMN leads by 2.9 points or more.
-    """
+    """Four hidden groups, Dirichlet 0.5, 32 clients x 100 samples, mlp, 40 rounds, each of two seeds."""
     runs = [
         start(
             *("--config", "fashion_mnist", "--seed", seed, "--out", tmp_path / str(seed)),
@@ -32,8 +28,8 @@ def test_amn_leads_by_two_points_under_rotation(tmp_path: Path) -> None:
     data = found[0]["config"]["data"]
     assert (data["labels"], data["alpha"], data["concept_groups"]) == ("dirichlet", 0.5, 4)
     assert (data["train_per_client"], found[0]["rounds"]) == (100, 40)
-    amn = statistics.fmean(f["mean_last5"] for f in found)
-    for name, model in (("local", "local"), ("fedavg_ft", "finetuned"), ("fedavg_ft", "global")):
-        others = [f["baselines"][name]["models"][model]["mean_last5"] for f in found]
-        print(f"amn {amn:.2f}, {name}'s {model} model {statistics.fmean(others):.2f}")
-        assert amn >= statistics.fmean(others) + 2, (name, model)
+    for each in found:
+        for name, model in (("local", "local"), ("fedavg_ft", "finetuned"), ("fedavg_ft", "global")):
+            other = each["baselines"][name]["models"][model]["mean_last5"]
+            print(f"amn {each['mean_last5']:.2f}, {name}'s {model} model {other:.2f}")
+            assert each["mean_last5"] >= other + 2, (each["seed"], name, model)

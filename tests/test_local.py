@@ -11,6 +11,7 @@ from amn_mpi import models
 from amn_mpi.config import Local, Model
 from amn_mpi.local import Engine
 from amn_mpi.params import ParameterLayout
+from amn_mpi.placement import training_steps
 
 D, C, N = 7, 4, 23
 DRAW = np.random.default_rng(2)
@@ -84,6 +85,7 @@ def test_number_of_steps(local: Local, samples: int, steps: int) -> None:
     made = engine(local, tick=lambda: ticks.append(1))
     made.train(torch.from_numpy(START), *tensors(samples), order())
     assert made.steps(samples) == steps == len(ticks)
+    assert training_steps(local, np.array([samples, samples])) == [steps, steps], "by which ranks get clients"
 
 
 @pytest.mark.parametrize("eval_batch", [1, 4, 10, 23, 1000])

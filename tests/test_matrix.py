@@ -302,7 +302,8 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
     ("seeds", "[a]", ("seeds = ['a']", "a list of whole numbers")),
     ("seeds", "[true]", ("seeds = [True]", "a list of whole numbers")),
     ("seeds", "[]", ("seeds = []", "a list of whole numbers")),
-    ("seeds", "[-1]", ("seeds = [-1]", ">= 0")),
+    ("seeds", "[-1]", ("seed -1", ">= 0")),
+    ("seeds", "[1, 9223372036854775808]", ("seed 9223372036854775808", "< 9223372036854775808")),
     ("config", "[nosuch]", ("nosuch", "no such file", "default")),
     ("config", "fashion_mnist", ("my.yaml", "config = fashion_mnist")),
     ("config", "3", ("my.yaml", "config = 3")),
@@ -347,6 +348,11 @@ def test_files_that_are_not_valid(tmp_path: Path) -> None:
 def test_parts_that_are_not_there(tmp_path: Path, kind: str, value: str, valid: str) -> None:
     line = refused(tmp_path, SMALL, **{kind: value})
     has(line, f"--{kind} {value.split(',')[-1]}", "my.yaml", f"valid are {valid}")
+
+
+def test_a_seed_asked_for_is_one_that_a_run_takes(tmp_path: Path) -> None:
+    assert read(tmp_path, SMALL, seeds=str(2**63 - 1)).cells
+    has(refused(tmp_path, SMALL, seeds=f"0,{2**63}"), f"my.yaml: seed {2**63}: valid is a whole number >= 0")
 
 
 # ---- what may differ between a finished cell and the file

@@ -185,7 +185,7 @@ def test_divergence_names_round_and_client(tmp_path: Path) -> None:
         rounds.train(run, lambda outcome: None)
 
 
-def broken(what: str, run: rounds.Run) -> Any:
+def broken(what: str) -> Any:
     """A local update that does not keep to what Local declares."""
 
     def update(client: Client, received: torch.Tensor, engine: Any) -> Update:
@@ -216,7 +216,7 @@ def broken(what: str, run: rounds.Run) -> Any:
 )
 def test_an_author_hears_of_a_broken_promise_at_once(tmp_path: Path, what: str, told: str) -> None:
     run = plain.start(tmp_path, local.Options(), local=LOCALS[0])
-    run.method.local_update = broken(what, run)  # type: ignore[method-assign]
+    run.method.local_update = broken(what)  # type: ignore[method-assign]
     with pytest.raises(TypeError, match=told):
         plain.one_round(run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amn_mpi import models
+from amn_mpi import config, models
 from amn_mpi.config import Model
 from amn_mpi.errors import ConfigError
 
@@ -35,6 +35,11 @@ COUNTS = {
     ("resnet8", GREY): 9 * 16 + 32 + block(16, 16) + block(16, 32) + block(32, 64) + 650,
     ("resnet8", COLOUR): 27 * 16 + 32 + block(16, 16) + block(16, 32) + block(32, 64) + 650,
 }
+
+
+def test_the_configuration_names_the_models_that_there_are() -> None:
+    """It keeps a list of its own: reading a command line imports no torch."""
+    assert list(config.MODELS) == [*models.MODELS, *models.TEXT] and tuple(models.TEXT) == config.TEXT
 
 
 @pytest.mark.parametrize(("name", "shape"), COUNTS)

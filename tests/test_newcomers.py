@@ -208,8 +208,8 @@ def test_what_the_result_says(served: dict[int, dict[str, Any]]) -> None:
     assert "newcomers, fedrep: method.name = fedrep has no model" in served[1]["text"]
 
 
-def test_newcomers_change_nothing_for_the_others(served: dict[int, dict[str, Any]], tmp_path: Path) -> None:
-    """A run that serves them once more from its last checkpoint says the same."""
+def test_a_run_in_two_parts_serves_them_the_same(served: dict[int, dict[str, Any]], tmp_path: Path) -> None:
+    """The first part serves them, too, after five rounds; what the second begins with knows nothing of it."""
     line = [*options(**SMALL, out=tmp_path / "run"), "--resume", "auto"]
     cut = [*options(**{**SMALL, "rounds": 5}, out=tmp_path / "run")]
     done = run_each([cut, line], tmp_path, 3)

@@ -98,7 +98,7 @@ def test_a_newcomer_trains_above_its_own_frequencies(tmp_path: Path, prior: floa
     start = torch.from_numpy(draw.normal(size=run.method.setting.layout.size)).float()
     one = Newcomer(2, samples, start, start, start)
     ready: Any = type("Ready", (), {"engine": run.engine, "config": run.config})
-    desk: Any = Desk(ready, run.method, {}, {}, run.exchange.left)
+    desk = Desk(ready, run.method, {}, run.exchange.left)
     found = _trained(desk, one, start, "first", 1)
     own = plain.offset(y, prior, plain.CLASSES, len(start))
     order = rng.generator(run.config.seed, "newcomer first", client=2)

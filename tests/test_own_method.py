@@ -69,9 +69,10 @@ def test_the_same_rule_gives_the_same_numbers(done: Path) -> None:
     assert found["method"] == found["config"]["method"]["name"] == name
     baselines = found["baselines"]
     assert list(baselines) == ["fedavg", name]
-    assert found["mean_accuracy"] == baselines["fedavg"]["mean_accuracy"] == baselines[name]["mean_accuracy"]
+    scores = [each["models"] for each in (found, baselines["fedavg"], baselines[name])]
+    assert scores[0] == scores[1] == scores[2] and scores[0]["global"]["best_accuracy"] > 20
     folders = {path.name for path in (done / "three" / "checkpoints").iterdir() if path.is_dir()}
-    assert folders <= {"fedavg", "mine-Mine"}
+    assert folders == {"fedavg", "mine-Mine"}
 
 
 def test_the_same_bits_on_one_and_three_ranks_and_in_parts(done: Path) -> None:

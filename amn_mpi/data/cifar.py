@@ -110,7 +110,10 @@ def _fill(path: Path, layout: Layout, x: np.ndarray, y: np.ndarray) -> None:
 def _names(layout: Layout, path: Path | None) -> list[str]:
     if path is None:
         return list(layout.names)
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected class names, one a line ({error})") from None
     if len(names) != len(layout.names):
         raise UserError(f"{path}: expected {len(layout.names)} class names, found {len(names)}")
     return names

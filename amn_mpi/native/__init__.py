@@ -59,7 +59,7 @@ class Functions:
 
 
 def available(precision: str = "fp32") -> str:
-    """The instruction set that serves ("avx512", "avx2", "generic"); "" where there is none."""
+    """The instruction set that serves ("avx512bf16", "avx512", "avx2", "generic"); "" where there is none."""
     names = runnable(precision)
     return names[0] if names else ""
 

@@ -121,9 +121,9 @@ def _run(folder: Path, name: str) -> Run | str:
         return f"not finished, {rows[-1]['round']} rounds are there"
     result = finished.result_of(path)
     score = finished.score_in(result, path)
-    label = score.label if score.trial < 0 else f"{score.label}-{score.trial:02d}"
-    if f"{score.scenario}/{label}/seed{score.seed}" != name:
-        return f"damaged: holds {score.scenario}/{label}/seed{score.seed}"
+    there = matrix.place(score.scenario, score.label, score.trial, score.seed)
+    if there != name:
+        return f"damaged: holds {there}"
     try:
         config, versions = leaves(result["config"]), dict(result.get("versions", {}))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -132,7 +132,7 @@ def _run(folder: Path, name: str) -> Run | str:
 
 
 def _made(score: Score, config: dict[str, Any], versions: dict[str, Any]) -> Run:
-    label = score.label if score.trial < 0 else f"{score.label}-{score.trial:02d}"
+    label = matrix.labelled(score.label, score.trial)
     found = Run(replace(score, label=label), config, versions, score.ranks, curve=score.curve)
     if math.isnan(score.figures["mean_last5"]):
         return replace(found, ranks=0, curve={})

@@ -130,11 +130,11 @@ def _margins(ax: Axes, found: Found, order: np.ndarray, both: bool) -> None:
     """A strip of colours above (and beside) the cells for each kind of hidden group."""
     from matplotlib.patches import Rectangle
 
-    for k, (kind, groups) in enumerate(found.groups.items()):
+    for k, groups in enumerate(found.groups.values()):
         numbers = np.unique(groups, return_inverse=True)[1][order]
         at = 1 + _strip(k)
         for start, stop in _runs(numbers):
-            look: dict[str, Any] = {"color": _colour(kind, k, int(numbers[start])), "lw": 0, "clip_on": False}
+            look: dict[str, Any] = {"color": _colour(k, int(numbers[start])), "lw": 0, "clip_on": False}
             thick = 0.025 if both else 0.03
             place = (start - 0.5, at)
             ax.add_patch(Rectangle(place, stop - start, thick, transform=ax.get_xaxis_transform(), **look))
@@ -148,7 +148,7 @@ def _strip(k: int) -> float:
     return 0.012 + 0.035 * k
 
 
-def _colour(kind: str, k: int, number: int) -> str:
+def _colour(k: int, number: int) -> str:
     """Kinds of groups begin at different colours, so that two strips are not taken for one."""
     return series(number + 1 + 4 * k)
 
@@ -168,7 +168,7 @@ def _group_legend(fig: Figure, found: Found) -> None:
         if len(names) > 8:
             continue
         for number, name in enumerate(names):
-            handles.append(Patch(color=_colour(kind, k, number)))
+            handles.append(Patch(color=_colour(k, number)))
             labels.append(f"{kind} {name}")
     if handles:
         wide = fig.get_figwidth() > 5

@@ -28,6 +28,6 @@ def config_of(command: str, words: Sequence[str]) -> Config:
     if not words or words[0].startswith("--"):
         raise ConfigError(f"{command} what? valid is {command} CONFIG [--key value ...]; see --help")
     for word in words[1:]:
-        if word.startswith("--") and word[2:] in cli.SWITCHES:
+        if word.startswith("--") and word.partition("=")[0][2:] in cli.SWITCHES:
             raise ConfigError(f"{word}: is for runs; valid here are --key value; see --help")
     return cli.parse(["--config", *words])[0]
