@@ -10,6 +10,7 @@ import numpy as np
 
 from amn_mpi import budget, plugin
 from amn_mpi.budget import Need
+from amn_mpi.data.commands import show as who
 from amn_mpi.placement import Placement, place, training_steps
 from amn_mpi.progress import table
 
@@ -64,22 +65,12 @@ def show(config: Config, fed: Federation, comm: Communicator) -> None:
 
 
 def client_table(fed: Federation, placement: Placement, ranks: int) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of who gets which data."""
-    columns = ["client", "rank", "training", "test", "classes", "most of (label x samples)"]
-    groups = {
-        name: values
-        for name, values in (("label group", fed.label_group), ("concept group", fed.concept_group))
-        if len(np.unique(values)) > 1
-    }
+    """Columns and rows of who gets which data, and on which rank."""
+    columns, rows = who.client_table(fed, MOST_CLIENTS)
     owner = np.repeat(np.arange(placement.owners), np.diff(placement.bounds)) + (ranks > 1)
-    rows = []
-    for client in range(min(fed.clients, MOST_CLIENTS)):
-        counts = fed.train_counts[client]
-        top = [k for k in np.argsort(-counts, kind="stable")[:3] if counts[k]]
-        most = ", ".join(f"{fed.class_names[k]} x {counts[k]}" for k in top)
-        numbers = [fed.called(client), owner[client], fed.train[client], fed.test[client], (counts > 0).sum()]
-        rows.append([*map(str, numbers), most, *(str(values[client]) for values in groups.values())])
-    return [*columns, *groups], rows
+    for row, rank in zip(rows, owner):
+        row.insert(1, str(rank))
+    return [columns[0], "rank", *columns[1:]], rows
 
 
 def rank_table(found: Sequence[Need]) -> tuple[list[str], list[list[str]]]:

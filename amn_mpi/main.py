@@ -239,12 +239,14 @@ def _dry_run(config: Config, comm: Communicator) -> None:
     import yaml
 
     from amn_mpi import budget, callbacks, data, forecast
+    from amn_mpi.progress import reader_may_leave
 
     callbacks.Callbacks(config.logging)
     fed = data.describe(config.data, config.seed, config.model.tokens)
     budget.check(config, fed)  # before anything is printed
-    print(yaml.safe_dump(config.as_dict(), sort_keys=False))
-    forecast.show(config, fed, comm)
+    with reader_may_leave():
+        print(yaml.safe_dump(config.as_dict(), sort_keys=False))
+        forecast.show(config, fed, comm)
 
 
 if __name__ == "__main__":

@@ -47,15 +47,15 @@ def check_figure(path: Path) -> None:
         raise ConfigError(f"--figure {path}: there is no folder {path.parent}")
 
 
-def client_table(fed: Federation) -> tuple[list[str], list[list[str]]]:
-    """Columns and a row for each client; groups where there is more than one."""
+def client_table(fed: Federation, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Columns and a row for each of the first ``most`` clients; groups where there is more than one."""
     groups = {
         name: values
         for name, values in (("label group", fed.label_group), ("concept group", fed.concept_group))
         if len(np.unique(values)) > 1
     }
     rows = []
-    for client, counts in enumerate(fed.train_counts):
+    for client, counts in enumerate(fed.train_counts[:most]):
         numbers = [fed.called(client), fed.train[client], fed.test[client], (counts > 0).sum()]
         mine = [str(values[client]) for values in groups.values()]
         rows.append([*map(str, numbers), _largest(fed, counts), *mine])
