@@ -121,12 +121,8 @@ def work(comm: Communicator, argv: Sequence[str]) -> None:
             if plan is not None and cell is not None and folder is not None:
                 plan.close(cell, folder, found)
     if plan is not None:
-        from amn_mpi.progress import reader_may_leave
-
-        with reader_may_leave():
-            plan.report()
-        with reader_may_leave():
-            plan.picture()
+        plan.report()
+        plan.picture()
 
 
 def _plan(argv: Sequence[str]) -> Plan | None:

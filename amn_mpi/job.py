@@ -41,13 +41,11 @@ def run_all(
 def _keep_and_tell(found: dict[str, Any], config: Config, comm: Communicator, folder: RunFolder) -> None:
     """The end of a run on rank 0: result.json first, then everything that can go wrong without harm to it."""
     from amn_mpi import result  # here and below: on rank 0 alone
-    from amn_mpi.progress import reader_may_leave
 
     folder.finish(found)
     folder.callbacks.end(found)
     if not (comm.lasting and config.progress == "off"):
-        with reader_may_leave():
-            result.show(found, str(folder.path))
+        result.show(found, str(folder.path))
     if config.logging.report:
         from amn_mpi.report import at_end
 

@@ -151,13 +151,11 @@ def _folder(stack: contextlib.ExitStack, out: str, config: Config) -> RunFolder:
 
 def _keep_and_tell(held: Held, outcome: Outcome) -> None:
     from amn_mpi import joined
-    from amn_mpi.progress import reader_may_leave
 
     joined.check(outcome)
     if held.folder is not None:
         joined.keep(outcome, held.folder)
-    with reader_may_leave():
-        joined.show(outcome)
+    joined.show(outcome)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ STARTED = time.monotonic()
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # one thread a rank; torch's is set from the config
 
-from amn_mpi import plugin, signals
+from amn_mpi import plugin, signals, streams
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.errors import Diverged, Interrupted, Misdeclared, Stopped, UserError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str], do: Callable[[Communicator, Sequence[str]], None] | None = None) -> NoReturn:
     """Run on this rank and end the process; never returns. ``do`` is the work, by default a run."""
+    streams.harmless()
     startup = Startup(STARTED)
     work = Work(startup)
     startup.over("modules")
@@ -172,10 +173,7 @@ def _configure(argv: Sequence[str]) -> tuple[Config | None, bool]:
     try:
         config, dry = cli.parse(argv)
     except cli.Printed as answer:
-        try:
-            print(answer, flush=True)
-        except BrokenPipeError:  # --help | head
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        print(answer, flush=True)
         return None, False
     return with_own_clients(config), dry
 
@@ -239,14 +237,12 @@ def _dry_run(config: Config, comm: Communicator) -> None:
     import yaml
 
     from amn_mpi import budget, callbacks, data, forecast
-    from amn_mpi.progress import reader_may_leave
 
     callbacks.Callbacks(config.logging)
     fed = data.describe(config.data, config.seed, config.model.tokens)
     budget.check(config, fed)  # before anything is printed
-    with reader_may_leave():
-        print(yaml.safe_dump(config.as_dict(), sort_keys=False))
-        forecast.show(config, fed, comm)
+    print(yaml.safe_dump(config.as_dict(), sort_keys=False))
+    forecast.show(config, fed, comm)
 
 
 if __name__ == "__main__":

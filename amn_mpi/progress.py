@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amn_mpi.live import View, duration, since
@@ -153,17 +152,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], tex
     console.print(title, soft_wrap=True, style="italic" if terminal else None, highlight=False)
     console.print(grid)
     sys.stdout.flush()
-
-
-@contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """For what is shown when everything is kept already: ``| head`` is no error."""
-    try:
-        yield
-    except (BrokenPipeError, SystemExit) as error:
-        if BrokenPipeError not in (type(error), type(error.__context__)):
-            raise  # rich makes a SystemExit of it
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _live(width: int, view: View) -> Any:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from amn_mpi import streams
 from amn_mpi.errors import ConfigError, UserError
-from amn_mpi.progress import reader_may_leave
 
 Work = Callable[[Sequence[str]], "int | None"]
 
@@ -20,12 +20,18 @@ def carry_out(argv: Sequence[str], help: str, work: Work, wrong: int | None = No
         help: what ``--help`` prints.
         wrong: the status of every error; None: the error's own.
     """
+    with streams.harmless_here():
+        return _carry_out(argv, help, work, wrong)
+
+
+def _carry_out(argv: Sequence[str], help: str, work: Work, wrong: int | None) -> int:
     if {"--help", "-h"} & set(argv):
-        print(help.strip())
+        print(help.strip(), flush=True)
         return 0
     try:
-        with reader_may_leave():
-            return work(argv) or 0
+        status = work(argv) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"amn_mpi: {error}", file=sys.stderr)
         return error.status if wrong is None else wrong

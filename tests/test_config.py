@@ -183,13 +183,3 @@ def test_what_yaml_makes_of_words(tmp_path: Path, text: str, key: str, value: st
     config = tmp_path / "a.yaml"
     config.write_text(text)
     assert getattr(parsed("--config", str(config)), key) == value
-
-
-def test_help_may_be_cut_short() -> None:
-    done = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m amn_mpi.main --help | head -1"],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-    )
-    assert done.stdout.startswith("usage:") and done.stderr == ""
