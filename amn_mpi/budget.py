@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amn_mpi import activations, methods, plugin
+from amn_mpi import activations, declared, methods, plugin
 from amn_mpi.errors import ConfigError
 from amn_mpi.methods.base import Method, Setting
 from amn_mpi.methods.mixing import Mixing, sharded
@@ -90,12 +90,16 @@ def check(config: Config, fed: Federation) -> None:
     Raises:
         ConfigError: one of them cannot; told before anything is trained.
     """
+    import torch
+
     if plugin.is_file(config.model.name):
         from amn_mpi import foreign
 
         foreign.check(config.model, fed.shape, fed.classes)
     setting = Setting(layout_of(config, fed), fed.train, config.seed, config.local)
-    sharded(config, methods.get(config.method.name)(config.method, setting))
+    method = methods.get(config.method.name)(config.method, setting)
+    sharded(config, method)
+    declared.state(method, "keeps", method.keeps(torch.empty(setting.layout.size, device="meta")))
     for name in methods.listed(config.baselines):
         try:
             methods.get(name)(methods.baseline(config, name).method, setting)

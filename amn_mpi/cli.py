@@ -137,15 +137,41 @@ def load(path: Path) -> dict[str, Any]:
     """The tree in a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, or holds no tree.
+        ConfigError: it cannot be read, holds no tree, or has a key twice, of which YAML takes the last.
     """
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        loader = yaml.SafeLoader(path.read_text())
+        node = loader.get_single_node()
+        _check_once(node, path, ())
+        tree = node and loader.construct_document(node) or {}
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {type(tree).__name__}; valid is a tree of key: value")
     return tree
+
+
+def _check_once(node: yaml.Node | None, path: Path, above: tuple[yaml.Node, ...]) -> None:
+    """Every key of a section once, and no section inside itself (``a: &x {b: *x}``)."""
+    if node is not None and node in above:
+        raise ConfigError(f"{path}: line {node.start_mark.line + 1}: a section holds itself")
+    if node is None:
+        return
+    inside: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                raise ConfigError(
+                    f"{path}: {key.value}: stands twice, in lines {lines[key.value]} and {line}; "
+                    "give it once, with all that is in it"
+                )
+            if isinstance(key, yaml.ScalarNode):
+                lines[key.value] = line
+            inside.append(value)
+    for each in inside:
+        _check_once(each, path, (*above, node))
 
 
 def layer(tree: dict[str, Any], source: str) -> dict[str, Any]:
@@ -212,6 +238,7 @@ def _check_key(name: str, known: Mapping[str, Key], where: str) -> None:
     beside = [k for k in known if k.rpartition(".")[0] == section] if section else []
     top = [k for k in known if "." not in k] + [f"{s}.*" for s in (*SECTIONS, "method")]
     siblings = inside or beside or top
+    near = ["method.name"] if name == "method" else near
     hint = f"did you mean {near[0]}? " if near else ""
     hint = f"it belongs to method.name = {' or '.join(others)}; " if others else hint
     raise ConfigError(f"{name}: unknown key ({where}); {hint}valid are {', '.join(siblings)}")

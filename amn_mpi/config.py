@@ -60,7 +60,7 @@ class Data:
         "who sees which labels: the same mix, Dirichlet(alpha), k classes, a mix per group; always own "
         "where the data has clients of its own",
     )
-    alpha: float = key(0.5, "Dirichlet concentration: small is skewed", gt=0)
+    alpha: float = key(0.5, "Dirichlet concentration: small is skewed", ge=1e-6)
     classes_per_client: int = key(3, "classes each client sees, for labels = classes", ge=1)
     label_groups: int = key(4, "groups of clients that share a label mix, for labels = groups", ge=1)
     sizes: Literal["equal", "lognormal", "own"] = key(

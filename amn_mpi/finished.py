@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from amn_mpi.errors import ConfigError, UserError
 from amn_mpi.matrix import labelled
+from amn_mpi.resume import warn
 
 if TYPE_CHECKING:
     from amn_mpi.scores import Score
@@ -24,6 +25,9 @@ def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
     paths = [path for path in paths if SERVED not in result_of(path)]
     if not paths:
         raise UserError(f"{', '.join(folders)}: no finished run (result.json) in or below it")
+    for name in folders:
+        if not any(path.is_relative_to(name) for path in paths):
+            warn(f"{name}: left out: no finished run (result.json) in or below it")
     scores = [score_of(path) for path in paths]
     scores = [replace(s, label=labelled(s.label, s.trial)) for s in scores]
     same_data(scores, paths)

@@ -29,16 +29,20 @@ def available() -> int:
 
 
 def warnings(config: Config, fed: Federation, comm: Communicator) -> list[str]:
-    """A line where this host's ranks (the first ones) need more memory than it has left."""
+    """Where newcomers get nothing, and where this host's ranks, the first ones, need more than there is."""
+    told = []
+    if config.server == "sharded" and config.data.unseen:
+        told = [f"server = sharded: clients held back by data.unseen = {config.data.unseen:g} are not served"]
     found = budget.planned(config, fed, comm.size, budget.layout_of(config, fed))[: comm.ranks_on_host]
     needed, left = budget.memory_on_host(found), available()
     if needed <= left:
-        return []
+        return told
     largest = max(range(len(found)), key=lambda rank: found[rank].memory)
     return [
+        *told,
         f"{_ranks(found)} on {comm.host}: about {_gb(needed)} of memory needed, {_gb(left)} "
         f"available; rank {largest} alone needs {_gb(found[largest].memory)}: lower "
-        f"{_remedy(config, found[largest], len(found))}, or use more hosts"
+        f"{_remedy(config, found[largest], len(found))}, or use more hosts",
     ]
 
 

@@ -85,6 +85,10 @@ def account(error: BaseException, comm: Communicator) -> str:
         return f"amn_mpi: out of memory {where}: {reason}; --dry_run shows what a run needs"
     if own := str(error) if isinstance(error, Misdeclared) else plugin.culprit(error):
         return f"amn_mpi: error {where}: {own}"
+    if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
+        return (
+            f"amn_mpi: error {where}: {error.filename}: {error.strerror}"  # a folder that one may not search
+        )
     return f"amn_mpi: error {where}:\n{traceback.format_exc()}"
 
 

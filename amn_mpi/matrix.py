@@ -244,6 +244,10 @@ def _known(tree: dict[str, Any], path: Path) -> str:
 def _trials(tree: dict[str, Any], path: Path) -> dict[str, list[dict]]:
     """Each label's trials: all combinations of its keys' values; every label has equally many."""
     budget = tree.get("trials")
+    if type(budget) is not int or budget < 1:
+        raise ConfigError(f"{path}: trials = {budget}: valid is a whole number >= 1")
+    if "methods" in tree:
+        raise ConfigError(f"{path}: methods: beside grid, which takes its place; give one of them")
     found = {}
     for label, axes in _table(tree, "grid", path).items():
         found[label] = _combinations(axes) if isinstance(axes, dict) else axes
@@ -277,8 +281,9 @@ def _table(tree: dict[str, Any], name: str, path: Path) -> dict[str, dict]:
     if not isinstance(section, dict) or not section:
         raise ConfigError(f"{path}: {name}: missing; valid is a table of names, each with its keys")
     for label, keys in section.items():
-        if "/" in str(label) or str(label).startswith("."):
-            raise ConfigError(f"{path}: {name}: {label}: cannot be the name of a folder")
+        text = str(label)
+        if "/" in text or text.startswith(".") or not text.strip() or not text.isprintable():
+            raise ConfigError(f"{path}: {name}: {text!r}: cannot be the name of a folder")
         listed = name == "grid" and isinstance(keys, list) and all(isinstance(k, dict) for k in keys)
         if keys is not None and not isinstance(keys, dict) and not listed:
             raise ConfigError(f"{path}: {name}: {label} = {keys}: valid is a table of keys")

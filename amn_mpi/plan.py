@@ -50,9 +50,11 @@ class Plan:
         return min((cell.config.data.training + 1 for cell in self.todo), default=0)
 
     def lock(self) -> None:
-        """One comparison at a time writes to a folder."""
+        """One comparison at a time writes to a folder, and none into that of a run."""
         from amn_mpi.runfolder import lock
 
+        if run := [name for name in ("metrics.jsonl", "result.json") if (self.out / name).exists()]:
+            raise UserError(f"out = {self.out}: holds a run ({', '.join(run)}); choose another folder")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.out)

@@ -84,18 +84,26 @@ def method(name: str, key: str = "method.name") -> type[Method]:
     Raises:
         ConfigError: as ``load``, and where it is no subclass of ``Method`` or its options are not in order.
     """
-    from amn_mpi.methods.base import Method
+    from amn_mpi.methods.base import Method, Wire
 
     found = load(name, key)
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ConfigError(f"{key} = {name}: is no subclass of amn_mpi.methods.base.Method")
-    if not found.models:
-        raise ConfigError(f"{key} = {name}: has no models; valid is a name or more, the client's own first")
+    if not found.models or isinstance(found.models, str):
+        has = f"models = {found.models!r}" if found.models else "no models"
+        raise ConfigError(f"{key} = {name}: has {has}; valid is a tuple of names, the client's own first")
     if not hasattr(found, "wire"):
         raise ConfigError(f"{key} = {name}: says nothing of what it moves; give it wire = Wire(...)")
+    if not isinstance(found.wire, (Wire, property)):
+        raise ConfigError(f"{key} = {name}: has wire = {found.wire!r}; valid is Wire(...)")
+    for what in ("fresh", "scratch", "kept"):
+        if not isinstance(getattr(found, what), (int, float, property)):
+            raise ConfigError(f"{key} = {name}: has {what} = {getattr(found, what)!r}; valid is a number")
     _check_options(getattr(found, "Options", None), f"{key} = {name}")
-    if found.Options.__module__ == _module(name, key).__name__:
-        # Other ranks know the class only once they have read the file.
+    if found.local_update is Method.local_update:
+        raise ConfigError(f"{key} = {name}: has no local_update, the client's turn")
+    if not found.Options.__module__.startswith("amn_mpi."):
+        # Other ranks know the class only once they have read the file, and what it imports from beside it.
         copyreg.pickle(found.Options, lambda options: (_remade, (name, _values(options))))
     return found
 

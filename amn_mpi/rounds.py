@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amn_mpi import rng, signals
+from amn_mpi import declared, rng, signals
 from amn_mpi.clock import Clock
 from amn_mpi.comm import Communicator
 from amn_mpi.config import Config
@@ -195,6 +195,8 @@ def serve(run: Run, t: int, cohort: np.ndarray, arrived: Arrived | None) -> dict
         figures = run.method.aggregate(run.server, t, arrived.cohort, arrived)
     if arrived is None:
         return {}
+    figures = declared.figures(run.method, figures)
+    declared.state(run.method, "aggregate's server state", run.server)
     turns = {"mean": round(float(arrived.seconds.mean()), 4), "max": round(float(arrived.seconds.max()), 4)}
     for name, values in run.server.items():
         # What has a row for each client is made of rows that were checked as they arrived.

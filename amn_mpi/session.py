@@ -21,6 +21,7 @@ from amn_mpi import (
     __version__,
     activations,
     data,
+    declared,
     engines,
     heap,
     methods,
@@ -220,7 +221,7 @@ class Session:
             name: torch.stack([v] * len(self.samples)) if self.samples else v[None][:0]
             for name, v in start.items()
         }
-        server = method.init(self.initial) if comm.is_server else {}
+        server = declared.state(method, "init", method.init(self.initial)) if comm.is_server else {}
         if comm.is_server and shards is None:
             for name, own in method.mirrors.items():
                 for client in range(self.fed.clients):

@@ -36,10 +36,10 @@ def _carry_out(argv: Sequence[str], help: str, work: Work, wrong: int | None) ->
         print(f"amn_mpi: {error}", file=sys.stderr)
         return error.status if wrong is None else wrong
     except OSError as error:
-        if wrong is None:
+        if wrong is None and (not error.filename or isinstance(error, FileNotFoundError)):
             raise
         print(f"amn_mpi: {error}", file=sys.stderr)
-        return wrong
+        return 1 if wrong is None else wrong
 
 
 def options(argv: Sequence[str], known: Sequence[str], valid: str = "") -> tuple[dict[str, str], list[str]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from amn_mpi import rng
+from amn_mpi import declared, rng
 from amn_mpi.errors import Interrupted, Misdeclared
 from amn_mpi.exchange import CUT
 from amn_mpi.local import Engine
@@ -81,20 +81,20 @@ def check(run: Run, update: Update) -> None:
     if not isinstance(update, Update):
         raise Misdeclared(f"{who}.local_update returned {type(update).__name__}; valid is Update(...)")
     features = update.features
-    for kind, got, declared in (
+    for kind, got, valid in (
         ("state", update.state, run.state),
         ("figures", update.figures, method.wire.figures),
     ):
-        if set(got) != set(declared):
-            hint = f": return Update({kind}={{name: ...}})" if declared else ""
+        if set(got) != set(valid):
+            hint = f": return Update({kind}={{name: ...}})" if valid else ""
             raise Misdeclared(
-                f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(declared)}{hint}"
+                f"{who}.local_update returned {kind} {sorted(got)}, declared are {sorted(valid)}{hint}"
             )
     for name, vector in update.state.items():
-        valid = tuple(run.state[name].shape[1:])
-        if tuple(vector.shape) != valid:
+        shape = tuple(run.state[name].shape[1:])
+        if tuple(vector.shape) != shape:
             raise Misdeclared(
-                f"{who}.local_update returned state {name} of shape {tuple(vector.shape)}, declared {valid}"
+                f"{who}.local_update returned state {name} of shape {tuple(vector.shape)}, declared {shape}"
             )
     number = 0 if features is None else features.numel()
     if number != method.features:
@@ -137,10 +137,11 @@ def deployed(
     """
     client, models = view(run, t, number, run.exchange.up[:0]), list(run.method.models)
     found: list[str] = []
-    for name, vector in run.method.deployed(client, share(run, k, newest), engine):
+    for name, vector in run.method.deployed(client, share(run, k, newest), engine) or ():
         found.append(name)
         if found != models[: len(found)]:
             break
+        declared.model(run.method, name, vector, run.method.setting.layout.size)
         yield name, vector
     if found != models:
         who = type(run.method).__name__

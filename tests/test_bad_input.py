@@ -74,7 +74,8 @@ KEYS = [
     ("--rounds 1.5", ("rounds = 1.5", "a whole number >= 1")),
     ("--rounds 0", ("rounds = 0", ">= 1")),
     ("--rounds --seed 1", ("--rounds", "a value is missing")),
-    ("--data.alpha 0", ("data.alpha = 0", "> 0")),
+    ("--data.name=", ("data.name = :", "valid are digits", "a folder of clients' files")),
+    ("--data.alpha 0", ("data.alpha = 0", ">= 1e-06")),
     ("--cohort 1.5", ("cohort = 1.5", "<= 1")),
     ("--threads 1000000", ("threads = 1000000", "<= 1024")),
     ("--model.name vgg", ("model.name = vgg", "linear, mlp, cnn")),
@@ -103,6 +104,7 @@ FILES = [
     ("local: {lr: {a: 1}}", ("local.lr.a: unknown key", "my.yaml")),
     ("local:\n  lr: abc", ("local.lr = abc", "a number > 0")),
     ("rounds:", ("rounds = null", "a whole number")),
+    ("method: ditto", ("method: unknown key", "did you mean method.name?")),
     ("method:\n  name: [amn]", ("method.name = ['amn']", "amn, local")),
     ("method:\n  name: local\n  tau: 3", ("method.tau: unknown key", "my.yaml")),
     ("a: [1,\n b: {", ("my.yaml", "cannot be read as YAML", "line 2")),
@@ -124,6 +126,7 @@ SEEN = [
     (0, ("--local.lrr", 1), 2, ("local.lrr", "did you mean local.lr?")),
     (3, ("--local.lrr", 1), 2, ("local.lrr", "did you mean local.lr?")),
     (3, ("--model.name", "cnn"), 2, ("model.name = cnn", "16x16", "(1, 8, 8)")),
+    (0, ("--config", f"{'x' * 300}.yaml"), 1, ("x.yaml: File name too long",)),
     (0, ("--data.name", "my.npz"), 1, ("data.name = my.npz", "no such file")),
 ]
 

@@ -460,6 +460,16 @@ def test_the_folder_of_a_matrix(done: Done, tmp_path: Path, capsys: pytest.Captu
     has(capsys.readouterr().out, "wild", "diverged", "fedavg_ft", "skew")
 
 
+def test_a_folder_without_a_finished_run_is_told(
+    two_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = next(path.parent for path in two_runs.rglob("result.json"))
+    (tmp_path / "begun").mkdir()
+    compare.compare_folders([str(first), str(tmp_path / "begun")], "", "")
+    told = one_line(capsys.readouterr().err)
+    assert told.endswith(f"{tmp_path / 'begun'}: left out: no finished run (result.json) in or below it")
+
+
 def test_folders_that_cannot_be_compared(two_runs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     has(refused(tmp_path / "empty"), tmp_path / "empty", "no finished run (result.json)")
@@ -558,6 +568,14 @@ def test_one_comparison_at_a_time_in_a_folder(tmp_path: Path) -> None:
     has(refused(file, "--out", out), f"out = {out}: another run is writing there now")
     held.close()
     assert len(plan(file, "--out", out).todo) == 12
+
+
+def test_the_folder_of_a_run_is_not_taken(done: Done, tmp_path: Path) -> None:
+    """Its report would be overwritten by the comparison's."""
+    out = done.copy(tmp_path) / CELLS[0]
+    before = sorted(out.rglob("*"))
+    has(refused(done.file, "--out", out), f"out = {out}: holds a run (metrics.jsonl, result.json); choose")
+    assert sorted(out.rglob("*")) == before
 
 
 def test_an_out_folder_that_cannot_be(tmp_path: Path) -> None:

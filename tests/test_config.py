@@ -75,6 +75,25 @@ def test_print_config_round_trips(tmp_path: Path) -> None:
     assert (again.seed, again.method.tau, again.data.name) == (9, 2.5, "cifar10")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data: {clients: 4}\nrounds: 3\ndata: {labels: iid}\n", "data: stands twice, in lines 1 and 3"),
+        ("data: {clients: 4, labels: iid, clients: 5}\n", "clients: stands twice, in lines 1 and 1"),
+        ("data: &one {labels: *one}\n", "line 1: a section holds itself"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    """YAML takes the last and says nothing."""
+    config = tmp_path / "a.yaml"
+    config.write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        parsed("--config", str(config))
+    assert f"{config}: {told}" in str(refusal.value)
+    config.write_text("local: &same {epochs: 2}\nmodel: {hidden: 9}\n")
+    assert parsed("--config", str(config)).local.epochs == 2
+
+
 @pytest.mark.parametrize("word", ["--dry_run=false", "--print_config=", "--version=1", "--help=rounds"])
 def test_a_switch_takes_no_value(word: str) -> None:
     with pytest.raises(ConfigError) as refusal:

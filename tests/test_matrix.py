@@ -261,8 +261,10 @@ def test_nothing_is_tuned_on_test_samples_and_no_trial_counts_twice(tmp_path: Pa
 def test_every_method_gets_equally_many_trials(tmp_path: Path) -> None:
     line = refused(tmp_path, GRID.replace("[1, 2]", "[1, 2, 3]"))
     has(line, "my.yaml: grid: mine has 6 trials", "trials = 4")
-    has(refused(tmp_path, GRID.replace("trials: 4", "")), "grid: local has 4 trials", "trials")
+    has(refused(tmp_path, GRID.replace("trials: 4", "")), "trials = None: valid is a whole number >= 1")
     has(refused(tmp_path, GRID.replace("[1, 2]", "[]")), "grid: mine has 0 trials")
+    has(refused(tmp_path, GRID.replace("trials: 4", "trials: 0")), "trials = 0: valid is a whole number >= 1")
+    has(refused(tmp_path, f"{GRID}\nmethods: {{amn: }}"), "methods: beside grid")
     has(refused(tmp_path, GRID.replace("lam", "lamm")), "method.lamm: unknown key")
     has(
         refused(tmp_path, GRID.replace("lr: [0.1, 0.2, 0.3, 0.4]", "lr: [0.1, 0.2, 0.3, -4]")),
@@ -295,6 +297,9 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
     ("scenarios", "{s: {data: {nosuch: 1}}}", ("data.nosuch: unknown key", "my.yaml, scenario s")),
     ("scenarios", "{s: [1]}", ("scenarios: s = [1]",)),
     ("scenarios", "{../s: }", ("scenarios", "../s")),
+    ("scenarios", "{'': {}}", ("scenarios: ''", "cannot be the name of a folder")),
+    ("scenarios", "{' ': {}}", ("scenarios: ' '", "cannot be the name of a folder")),
+    ("methods", '{"a\\nb": {}}', ("methods: 'a\\nb'", "cannot be the name of a folder")),
     ("keys", "{nosuch: 1}", ("nosuch: unknown key", "my.yaml, keys")),
     ("keys", "[1]", ("my.yaml", "keys")),
     ("keys", "3", ("my.yaml", "keys")),

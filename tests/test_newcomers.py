@@ -229,6 +229,9 @@ def test_the_sharded_server_says_no(tmp_path: Path) -> None:
     line = options(**SMALL, server="sharded", out=tmp_path / "run")
     done = run_each([line], tmp_path, 3)
     assert done.returncode == 0, done.stderr
+    assert "warning: server = sharded: clients held back by data.unseen = " in one_line(done.stderr), (
+        "in time"
+    )
     assert result(tmp_path / "run")["newcomers"] == {
         "refused": "server = sharded: newcomers need --server rank0"
     }

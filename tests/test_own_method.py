@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -145,6 +146,13 @@ BAD = {
         "Wire(down='sideways'): valid is",
     ),
     "models": ("class Mine(FedAvg):\n    models = ()", "has no models"),
+    "model": ("class Mine(FedAvg):\n    models = 'global'", "has models = 'global'; valid is a tuple"),
+    "word": ("class Mine(FedAvg):\n    wire = 'broadcast'", "has wire = 'broadcast'; valid is Wire(...)"),
+    "cost": ("class Mine(FedAvg):\n    fresh = 'many'", "has fresh = 'many'; valid is a number"),
+    "turn": (
+        OPTIONS.format("name: str = 'x'").replace("(FedAvg):", "(Method):\n    wire = Wire('none', 'none')"),
+        "has no local_update, the client's turn",
+    ),
 }
 
 
@@ -178,6 +186,58 @@ def test_an_exception_in_it_is_one_line(tmp_path: Path) -> None:
     line = one_line(ended.stderr)
     assert line.startswith("amn_mpi: error on rank 2 ")
     assert line.endswith(f"method.name = {name}: line 15: ValueError: only of the last")
+
+
+WRONG = {
+    "aggregate none": ("aggregate", "None", "Mine.aggregate returned NoneType; valid is {name: figure}"),
+    "column": ("aggregate", "{'round': 9}", "returned a figure round, which every run has"),
+    "object": ("aggregate", "{'seen': {1}}", "a figure seen that is no JSON value: Object of type set"),
+    "server": (
+        "aggregate",
+        "args[0].update(n=3) or {}",
+        "server state holds n of type int; valid is a tensor",
+    ),
+    "init": ("init", "None", "Mine.init returned NoneType; valid is {name: tensor}"),
+    "keeps": ("keeps", "{'own': 3}", "Mine.keeps holds own of type int; valid is a tensor"),
+    "deployed none": ("deployed", "None", "Mine.deployed yielded [], declared models are ['global']"),
+    "short": (
+        "deployed",
+        "[('global', args[1][0][:3])]",
+        "yielded model global of shape (3,); valid is (650,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_method_returns_by_mistake(tmp_path: Path, name: str) -> None:
+    function, returned, says = WRONG[name]
+    text = f"{PLAIN}\n    def {function}(self, *args):\n        return {returned}\n"
+    keys = (*KEYS, "--model.name", "linear", "--method.name", written(tmp_path, text))
+    with pytest.raises(Misdeclared) as caught:
+        plain.here(*keys, "--out", tmp_path / "out")
+    line = main.account(caught.value, plain.communicator())
+    assert says in line and "\n" not in line
+
+
+def test_figures_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
+    made = "{'a': np.float32(0.5), 'b': torch.tensor([1, 2]), 'c': 'x', 'd': np.arange(2)}"
+    text = f"import numpy as np, torch\n{PLAIN}\n    def aggregate(self, *args):\n        return {made}\n"
+    plain.here(*KEYS, "--method.name", written(tmp_path, text), "--out", tmp_path / "out")
+    row = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    assert [row[name] for name in "abcd"] == [0.5, [1, 2], "x", [0, 1]]
+
+
+def test_options_from_a_file_beside_it(tmp_path: Path) -> None:
+    """Other ranks import it as the first one does."""
+    (tmp_path / "beside_mine.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Options:\n"
+        "    name: str = 'mine'\n    scale: float = 2.0\n"
+    )
+    text = "import beside_mine\n\nclass Mine(FedAvg):\n    Options = beside_mine.Options\n"
+    name = written(tmp_path, text)
+    done = run(*KEYS, "--method.name", name, "--method.scale", 3, "--out", tmp_path / "out", ranks=3)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert result(tmp_path / "out")["config"]["method"]["scale"] == 3.0
 
 
 @pytest.mark.parametrize(

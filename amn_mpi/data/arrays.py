@@ -113,7 +113,16 @@ def _load_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray | None]
     if isinstance(loaded, np.ndarray):
         raise ValueError("it is a single array, a .npy file; write it with np.savez(file, x=..., y=...)")
     with loaded as file:
-        return {key: file[key] if key in wanted else None for key in file.files}
+        return {key: _array(file, key) if key in wanted else None for key in file.files}
+
+
+def _array(file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    try:
+        return file[key]
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        raise ValueError(f"{key} holds Python objects; save texts as {key}.astype(str)") from None
 
 
 def _load_hdf5(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray | None]:

@@ -50,7 +50,7 @@ NAMES = tuple(READERS)
 
 def reader(data: Data) -> Reader:
     """Raises ``ConfigError`` for a name that is neither built in, nor a file of arrays, nor a folder."""
-    if data.name not in READERS and Path(data.name).expanduser().is_dir():
+    if data.name.strip() and data.name not in READERS and Path(data.name).expanduser().is_dir():
         return Reader(folder.locate, folder.read)
     if data.name.endswith(arrays.SUFFIXES):
         return Reader(arrays.locate, arrays.read)
