@@ -38,9 +38,18 @@ def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
         if other != path:
             raise UserError(
                 f"{other.parent} and {path.parent} are both {score.label} on {score.scenario} with seed "
-                f"{score.seed}; give one of them"
+                f"{score.seed}{_differ(other, path)}; give one of them"
             )
     write_tables(scores, scores, reference or "amn", Path(out) if out else None, scores)
+
+
+def _differ(one: Path, other: Path) -> str:
+    """In which keys two runs differ that a table has in one column."""
+    from amn_mpi import config, matrix
+
+    then, now = (config.leaves(result_of(path)["config"]) for path in (one, other))
+    keys = config.unlike(then, now, free=("seed", "baselines", *matrix.FREE))
+    return f", though with other {', '.join(keys)}" if keys else ""
 
 
 def same_data(scores: list[Score], paths: list[Path]) -> None:

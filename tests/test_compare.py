@@ -475,7 +475,12 @@ def test_folders_that_cannot_be_compared(two_runs: Path, tmp_path: Path) -> None
     has(refused(tmp_path / "empty"), tmp_path / "empty", "no finished run (result.json)")
     shutil.copytree(two_runs / "local", tmp_path / "again")
     line = refused(two_runs, tmp_path / "again")
-    has(line, two_runs / "local", tmp_path / "again", "are both local on digits", "with seed 0", "give one")
+    has(line, two_runs / "local", tmp_path / "again", "are both local on digits", "with seed 0; give one")
+    path = tmp_path / "again" / "result.json"
+    found = json.loads(path.read_text())
+    found["config"]["local"]["epochs"] += 1
+    path.write_text(json.dumps({**found, "config": {**found["config"], "out": "elsewhere"}}))
+    has(refused(two_runs, tmp_path / "again"), "with seed 0, though with other local.epochs; give one")
     has(refused(two_runs, "nosuch", kind=ConfigError), "nosuch", "folders that hold runs, or one comparison")
     has(refused("quick", "quick_tune", kind=ConfigError), "quick", "one comparison")
     has(refused("nosuch", kind=ConfigError), "nosuch", "neither a folder", "quick, quick_tune")
