@@ -16,6 +16,7 @@ import typing
 import zlib
 from collections.abc import Mapping
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -94,10 +95,10 @@ def method(name: str, key: str = "method.name") -> type[Method]:
         raise ConfigError(f"{key} = {name}: has {has}; valid is a tuple of names, the client's own first")
     if not hasattr(found, "wire"):
         raise ConfigError(f"{key} = {name}: says nothing of what it moves; give it wire = Wire(...)")
-    if not isinstance(found.wire, (Wire, property)):
+    if not isinstance(found.wire, Wire) and not hasattr(found.wire, "__get__"):  # nor a property
         raise ConfigError(f"{key} = {name}: has wire = {found.wire!r}; valid is Wire(...)")
     for what in ("fresh", "scratch", "kept"):
-        if not isinstance(getattr(found, what), (int, float, property)):
+        if not isinstance(getattr(found, what), Real) and not hasattr(getattr(found, what), "__get__"):
             raise ConfigError(f"{key} = {name}: has {what} = {getattr(found, what)!r}; valid is a number")
     _check_options(getattr(found, "Options", None), f"{key} = {name}")
     if found.local_update is Method.local_update:

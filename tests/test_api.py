@@ -32,7 +32,7 @@ def test_the_example_gives_what_the_command_gives(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         said.append(done.stdout)
     assert said[0] == said[1] and said[0].count("local.lr ") == 3
-    assert "refused: rounds = 0: valid is a whole number >= 1" in said[0]
+    assert "refused: mapping 1 of amn_mpi.train: rounds = 0: valid is a whole number >= 1" in said[0]
     assert digests(tmp_path / "one") == digests(tmp_path / "three")
     keys = ("--rounds", 10, "--data.clients", 8, "--local.lr", 0.1, "--progress", "off")
     plain.here(*keys, "--data.cache", tmp_path / "cache", "--out", tmp_path / "main")
@@ -73,7 +73,7 @@ def test_what_nobody_catches_ends_all_ranks_with_one_line(tmp_path: Path) -> Non
     done = run(ranks=3, script=script)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "amn_mpi" in line] == [
-        "amn_mpi: rounds = 0: valid is a whole number >= 1 and < 2147483648"
+        "amn_mpi: mapping 1 of amn_mpi.train: rounds = 0: valid is a whole number >= 1 and < 2147483648"
     ]
 
 
