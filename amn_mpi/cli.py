@@ -153,10 +153,10 @@ def load(path: Path) -> dict[str, Any]:
 
 def _check_once(node: yaml.Node | None, path: Path, above: tuple[yaml.Node, ...]) -> None:
     """Every key of a section once, and no section inside itself (``a: &x {b: *x}``)."""
-    if node is not None and node in above:
-        raise ConfigError(f"{path}: line {node.start_mark.line + 1}: a section holds itself")
     if node is None:
         return
+    if node in above:
+        raise ConfigError(f"{path}: line {node.start_mark.line + 1}: a section holds itself")
     inside: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
