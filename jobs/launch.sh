@@ -62,7 +62,7 @@ amn_run_gpus() {
     local out=$1 list=$1/.hosts ranks node
     shift
     ranks=$((SLURM_JOB_NUM_NODES * SLURM_GPUS_ON_NODE + 1))
-    if [ "${amn_launcher[0]}" = srun ]; then
+    if [ "${amn_launcher[0]##*/}" = srun ]; then
         amn_launch "$out" -n "$ranks" --distribution=cyclic "$@"
     fi
     mkdir -p "$out" && echo "$SLURMD_NODENAME" >"$list" || exit 1
@@ -76,7 +76,7 @@ amn_run_gpus() {
 amn_launch() {
     local out=$1 status=75
     shift
-    if [ "${amn_launcher[0]}" = srun ]; then
+    if [ "${amn_launcher[0]##*/}" = srun ]; then
         # Ranks end together, after a checkpoint each with 75; whoever is left 8 s later has lost one.
         amn_launcher+=(--kill-on-bad-exit=0 --wait=8 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
         # A start that is killed outright leaves MPICH's shared memory behind, under the number of the
@@ -94,7 +94,7 @@ amn_launch() {
         status=$?
     fi
     # Launchers that lose a node may end with 0.
-    if [ "$status" = 0 ] && ! find "$out" -name result.json | grep -q .; then
+    if [ "$status" = 0 ] && ! find -H "$out" -name result.json -o -name scores.csv | grep -q .; then
         amn_say "there is no result in $out"
         status=1
     fi
@@ -119,7 +119,7 @@ amn_requeue() {
         *) amn_say "cancelled, so not requeued" && return ;;
     esac
     mkdir -p "$1"
-    now=$(find "$1" -name 'round-*.h5' -o -name result.json | sort | cksum)
+    now=$(find -H "$1" -name 'round-*.h5' -o -name result.json | sort | cksum)
     if [ -f "$1/.requeues" ]; then read -r count before <"$1/.requeues"; fi
     if [ "$now" != "$before" ]; then count=0; fi
     if [ "$count" -ge "${AMN_REQUEUES:-5}" ]; then

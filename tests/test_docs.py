@@ -218,12 +218,13 @@ def check_sbatch(command: Command, folder: Path) -> None:
 
 
 def check_pip(command: Command, folder: Path) -> None:
-    """``pip install -c constraints.txt .`` with extras that there are."""
+    """``pip install -c constraints.txt -e .`` with extras that there are."""
     assert command.words[0] == "install"
     assert command.words[1] == "-c" and (REPOSITORY / command.words[2]).exists()
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
-    assert (what := re.fullmatch(r"\.(?:\[([\w,]+)\])?", command.words[3]))
+    assert command.words[3] == "-e"
+    assert (what := re.fullmatch(r"\.(?:\[([\w,]+)\])?", command.words[4]))
     assert set(filter(None, (what[1] or "").split(","))) <= set(setup["options.extras_require"])
 
 

@@ -63,6 +63,6 @@ class SoftenedGradients(ClassOffsets):
         """The layer that makes the scores, weights and biases; empty where no layer ends with them."""
         biases = self.setting.layout.score_biases
         for group in self.setting.layout.groups:
-            if biases is not None and group.start <= biases.start < group.stop:
+            if biases is not None and self._fits and group.start <= biases.start < group.stop:
                 return slice(group.start, group.stop)
         return slice(0, 0)
