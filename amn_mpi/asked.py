@@ -11,7 +11,7 @@ from pathlib import Path
 from amn_mpi import finished
 from amn_mpi.resume import warn
 
-NAME = "comparison.json"
+NAME = finished.COMPARISON
 RUN = re.compile(r"[^/.][^/]*/[^/.][^/]*/seed\d+")
 
 
@@ -19,12 +19,21 @@ RUN = re.compile(r"[^/.][^/]*/[^/.][^/]*/seed\d+")
 class Asked:
     """``reference``: label that others are held against. ``runs``: folders, scenario/method/seed0.
 
-    ``known``: runs that are no folders but lines of scores.csv.
+    ``known``: runs that are no folders but lines of scores.csv. ``seeds``: of the last command, to which
+    tables are limited; none: all.
     """
 
     reference: str
     runs: list[str]
     known: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+    def shows(self, run: str) -> bool:
+        return not self.seeds or seed_of(run) in self.seeds
+
+
+def seed_of(run: str) -> int:
+    return int(run.rpartition("/seed")[2])
 
 
 def read(folder: Path) -> Asked | None:
@@ -37,7 +46,8 @@ def read(folder: Path) -> Asked | None:
         runs, known = ([str(name) for name in names] for names in (tree["runs"], tree.get("known", ())))
         if not all(map(RUN.fullmatch, [*runs, *known])):
             raise ValueError("runs are named scenario/method/seed0")
-        return Asked(str(tree["reference"]), list(dict.fromkeys(runs)), known)
+        seeds = [int(seed) for seed in tree.get("seeds", ())]
+        return Asked(str(tree["reference"]), list(dict.fromkeys(runs)), known, seeds)
     except (OSError, KeyError, TypeError, ValueError) as error:
         warn(f"{path}: left out: {type(error).__name__} {' '.join(str(error).split())}")
         return None
@@ -59,5 +69,6 @@ def add(
     every = now | dict.fromkeys(earlier.runs if earlier else ())
     ordered = [name for name in dict.fromkeys(valid) if name in every]
     ordered += [name for name in now if name not in ordered]
-    tree = {"reference": reference, "runs": ordered, "known": list(known)}
+    seeds = sorted(set(map(seed_of, now)))
+    tree = {"reference": reference, "runs": ordered, "known": list(known), "seeds": seeds}
     finished.write(folder / NAME, json.dumps(tree, indent=1) + "\n")

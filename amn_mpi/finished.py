@@ -16,6 +16,7 @@ from amn_mpi.resume import warn
 if TYPE_CHECKING:
     from amn_mpi.scores import Score
 
+COMPARISON = "comparison.json"  # in the folder of one
 SERVED = "served_from"  # in a result of ``amn_mpi.join``, which is none of a run
 
 
@@ -40,7 +41,11 @@ def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
                 f"{other.parent} and {path.parent} are both {score.label} on {score.scenario} with seed "
                 f"{score.seed}{_differ(other, path)}; give one of them"
             )
-    write_tables(scores, scores, reference or "amn", Path(out) if out else None, scores)
+    folder = Path(out) if out else None
+    if folder is not None and (folder / COMPARISON).exists():  # has lines of known runs, which no folder has
+        write_tables(scores, scores, reference or "amn", folder, None)
+    else:
+        write_tables(scores, scores, reference or "amn", folder, scores)
 
 
 def _differ(one: Path, other: Path) -> str:
@@ -53,13 +58,17 @@ def _differ(one: Path, other: Path) -> str:
 
 
 def same_data(scores: list[Score], paths: list[Path]) -> None:
-    """Runs of one scenario are compared as pairs: their data, rounds and cohorts have to be the same."""
+    """Runs of one scenario are compared as pairs: their data and turns of clients have to be the same.
+
+    Rounds and cohort may differ with the same product: pFedHN's authors train one client a round.
+    """
     from amn_mpi import cli
 
     first: dict[str, tuple[Path, dict[str, Any]]] = {}
     for score, path in zip(scores, paths):
         flat = cli.layer(result_of(path)["config"], "")
-        kept = {k: v for k, v in flat.items() if k in ("rounds", "cohort") or k.startswith("data.")}
+        kept = {k: v for k, v in flat.items() if k.startswith("data.")}
+        kept |= {"rounds x cohort": round(float(flat["rounds"]) * float(flat.get("cohort", 1)), 6)}
         kept |= {"model.name": str(flat.get("model.name")).removesuffix("_bn")}
         kept |= {"model.hidden": flat.get("model.hidden")}
         kept = {k: v for k, v in kept.items() if k not in ("data.root", "data.cache")}
@@ -117,18 +126,19 @@ def score_in(found: dict[str, Any], path: Path) -> Score:
         if not methods.known(found["method"]):
             raise KeyError(found["method"])
         place = found.get("cell", {})
-        return of_result(found, place.get("scenario", ""), place.get("label", ""), place.get("trial", -1))
+        score = of_result(found, place.get("scenario", ""), place.get("label", ""), place.get("trial", -1))
+        return replace(score, digest=str(place.get("digest", "")))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the result of a run: {type(error).__name__} {error}") from None
 
 
 def write_tables(
-    scores: list[Score], shown: list[Score], reference: str, out: Path | None, lines: Iterable[Score]
+    scores: list[Score], shown: list[Score], reference: str, out: Path | None, lines: Iterable[Score] | None
 ) -> None:
     """Leave tables of ``scores`` in a folder, where there is one, and show those of ``shown``.
 
     Args:
-        lines: the runs of scores.csv.
+        lines: the runs of scores.csv; None: it stays as it is.
     """
     from amn_mpi import kept, tables
     from amn_mpi.scores import Board
@@ -137,11 +147,13 @@ def write_tables(
     if out is not None:  # first of all: the terminal may be gone
         write(out / "tables.md", "\n".join(map(tables.markdown, found)))
         write(out / "tables.tex", "\n".join(map(tables.latex, found)))
-        write(out / "scores.csv", kept.text(lines))
+        if lines is not None:
+            write(out / "scores.csv", kept.text(lines))
     for table in tables.tables(Board(shown, reference)):
         tables.show(table)
     if out is not None:
-        print(f"tables in {out}/tables.md, tables.tex and scores.csv", flush=True)
+        files = "tables.md and tables.tex" if lines is None else "tables.md, tables.tex and scores.csv"
+        print(f"tables in {out}/{files}", flush=True)
 
 
 def write(path: Path, text: str) -> None:

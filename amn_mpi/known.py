@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from amn_mpi import digest
+from amn_mpi.errors import UserError
 from amn_mpi.matrix import Cell, place
 from amn_mpi.scores import Score, why_apart
 
@@ -41,6 +42,9 @@ def sort(rows: Iterable[Score], cells: Collection[Cell], now: Mapping[Keys, str]
 
     Args:
         now: digests of the cells.
+
+    Raises:
+        UserError: two rows hold for one cell and have different figures.
     """
     known = Known()
     folders = {cell.folder for cell in cells}
@@ -56,7 +60,10 @@ def sort(rows: Iterable[Score], cells: Collection[Cell], now: Mapping[Keys, str]
         trial = row.trial if row.trial in same else same[0]
         folder = place(row.scenario, row.label, trial, row.seed)
         row = _as_run(row, trial, options[row.scenario, row.label, trial])
-        (known.scores if folder in folders else known.beside).setdefault(folder, row)
+        there = (known.scores if folder in folders else known.beside).setdefault(folder, row)
+        if repr(there.figures) != repr(row.figures):  # where NaN is NaN
+            told = " and ".join(str(one.figures["mean_last5"]) for one in (there, row))
+            raise UserError(f"{folder}: the table of known runs has it twice, {told}; take one line out")
     return known
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from amn_mpi import methods, plugin
 
-# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom; then the normal's.
+# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
        2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
        2.045, 2.042)  # fmt: skip
@@ -96,19 +96,37 @@ def scenario_of(result: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """One figure of one method in one scenario (or averaged over scenarios) over seeds."""
+    """One figure of one method in one scenario (or averaged over scenarios) over seeds.
+
+    Attributes:
+        mean: of the runs that did not diverge; NaN where there is none. std: theirs, of the sample.
+        seeds: all of them. diverged: how many of these diverged, in one of the scenarios at least.
+    """
 
     mean: float
     std: float
     seeds: int
+    diverged: int = 0
+
+    @property
+    def ranked(self) -> float:
+        """The mean as it is ranked: NaN where a run diverged, for the mean of the others would flatter."""
+        return math.nan if self.diverged else self.mean
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences to the reference; ``half``: half width of its 95 % interval."""
+    """Mean of paired differences to the reference.
+
+    Attributes:
+        half: half width of its 95 % interval.
+        seeds: that both have. diverged: how many of these diverged on one side, and do not count.
+    """
 
     mean: float
     half: float
+    seeds: int = 0
+    diverged: int = 0
 
 
 class Board:
@@ -139,33 +157,41 @@ class Board:
         }
 
     def averaged(self, figure: str, label: str) -> dict[int, float]:
-        """Percent by seed, the mean over scenarios, for the seeds that all scenarios have."""
+        """Percent by seed, the mean over scenarios, for the seeds that all have; NaN if one diverged."""
         each = [self.values(figure, scenario, label) for scenario in self.scenarios]
         seeds = set.intersection(*(set(values) for values in each))
         return {seed: float(np.mean([values[seed] for values in each])) for seed in sorted(seeds)}
 
     def summary(self, values: dict[int, float]) -> Summary:
         """Mean and (sample) standard deviation over seeds; NaN where there is none."""
-        if not values:
-            return Summary(math.nan, math.nan, 0)
-        numbers = list(values.values())
+        numbers = [value for value in values.values() if not math.isnan(value)]
+        mean = float(np.mean(numbers)) if numbers else math.nan
         std = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan
-        return Summary(float(np.mean(numbers)), std, len(numbers))
+        return Summary(mean, std, len(values), len(values) - len(numbers))
 
     def difference(self, values: dict[int, float], reference: dict[int, float]) -> Difference:
         """Over the seeds that both have."""
-        pairs = [values[seed] - reference[seed] for seed in values if seed in reference]
-        if not pairs:
-            return Difference(math.nan, math.nan)
-        return Difference(float(np.mean(pairs)), half_width(pairs))
+        every = [values[seed] - reference[seed] for seed in values if seed in reference]
+        pairs = [pair for pair in every if not math.isnan(pair)]
+        mean = float(np.mean(pairs)) if pairs else math.nan
+        return Difference(mean, half_width(pairs), len(every), len(every) - len(pairs))
+
+    def seeds(self, scenario: str) -> int:
+        """How many seeds a scenario has, whichever method has run with them."""
+        return len({seed for where, _, seed in self._at if where == scenario})
+
+    def even(self, figure: str) -> list[str]:
+        """Scenarios in which all ranked methods have run with all seeds."""
+        return [
+            name for name in self.scenarios
+            if all(len(self.values(figure, name, who)) == self.seeds(name) for who in self.ranked())
+        ]  # fmt: skip
 
     def ranks(self, figure: str) -> dict[str, float]:
-        """Mean rank over the scenarios in which all ranked methods have run; 1 is best."""
+        """Mean rank over the ``even`` scenarios; 1 is best, who diverged once is last."""
         total: dict[str, list[float]] = {label: [] for label in self.ranked()}
-        for scenario in self.scenarios:
-            means = {label: self.summary(self.values(figure, scenario, label)).mean for label in total}
-            if any(not self.values(figure, scenario, label) for label in total):
-                continue
+        for scenario in self.even(figure):
+            means = {label: self.summary(self.values(figure, scenario, label)).ranked for label in total}
             for label, rank in ranks(means).items():
                 total[label].append(rank)
         return {label: float(np.mean(found)) if found else math.nan for label, found in total.items()}
@@ -185,8 +211,15 @@ def half_width(numbers: Sequence[float]) -> float:
     count = len(numbers)
     if count < 2:
         return math.nan
-    t = T95[count - 2] if count - 2 < len(T95) else 1.96
-    return t * float(np.std(numbers, ddof=1)) / math.sqrt(count)
+    return t95(count - 1) * float(np.std(numbers, ddof=1)) / math.sqrt(count)
+
+
+def t95(freedom: int) -> float:
+    """Student's t, two-sided 95 %; above the table's 30 by its expansion in 1/freedom (to 0.001)."""
+    if freedom <= len(T95):
+        return T95[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def best_trials(scores: Iterable[Score]) -> dict[str, int]:

@@ -46,16 +46,19 @@ def accuracies(board: Board, figure: str) -> Table:
     columns = ["method", *board.scenarios, *(["average"] if several else []), "rank"]
     rows, order = [], [*board.ranked(), *(label for label in board.labels if board.aside(label))]
     for label in order:
-        values = [board.values(figure, scenario, label) for scenario in board.scenarios]
-        values += [board.averaged(figure, label)] if several else []
-        texts = [number(board.summary(v)) for v in values]
+        texts = [
+            number(board.summary(board.values(figure, name, label)), board.seeds(name))
+            for name in board.scenarios
+        ]
+        if several:
+            texts.append(number(board.summary(board.averaged(figure, label)), _most(board)))
         rank = f"{ranks[label]:.1f}" if label in ranks and not math.isnan(ranks[label]) else "-"
         rows.append([label + _mark(board, label), *texts, rank])
     return Table(
         f"test accuracy in percent, {CONVENTIONS[figure]}: mean over clients, then mean ± std over seeds",
         columns,
         _bold(board, figure, order, rows, several),
-        _notes(board),
+        [*_notes(board), *_of_ranks(board, figure)],
     )
 
 
@@ -70,10 +73,10 @@ def differences(board: Board) -> Table:
         cells = []
         for scenario in board.scenarios:
             own, other = (board.values(figure, scenario, who) for who in (label, reference))
-            cells.append(Cell(signed(board.difference(own, other))))
+            cells.append(Cell(signed(board.difference(own, other), board.seeds(scenario))))
         if several:
             own, other = board.averaged(figure, label), board.averaged(figure, reference)
-            cells.append(Cell(signed(board.difference(own, other))))
+            cells.append(Cell(signed(board.difference(own, other), _most(board))))
         rows.append([Cell(label + _mark(board, label)), *cells])
     title = f"difference to {reference} in points, {CONVENTIONS[figure]}, with its 95 % interval"
     return Table(title, columns, rows, _notes(board))
@@ -104,16 +107,24 @@ def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield prefix + key, value
 
 
-def number(summary: Summary) -> str:
-    if math.isnan(summary.mean):
-        return "diverged" if summary.seeds else "-"
-    return f"{summary.mean:.1f}" + ("" if math.isnan(summary.std) else f" ± {summary.std:.1f}")
+def number(summary: Summary, most: int = 0) -> str:
+    """``most``: seeds that there could be; fewer are told, and so are those that diverged."""
+    text = f"{summary.mean:.1f}" + ("" if math.isnan(summary.std) else f" ± {summary.std:.1f}")
+    return _told(text, summary, most)
 
 
-def signed(difference: Difference) -> str:
-    if math.isnan(difference.mean):
-        return "-"
-    return f"{difference.mean:+.1f}" + ("" if math.isnan(difference.half) else f" ± {difference.half:.1f}")
+def signed(difference: Difference, most: int = 0) -> str:
+    """As ``number``."""
+    text = f"{difference.mean:+.1f}" + ("" if math.isnan(difference.half) else f" ± {difference.half:.1f}")
+    return _told(text, difference, most)
+
+
+def _told(text: str, of: Summary | Difference, most: int) -> str:
+    if math.isnan(of.mean):
+        return "diverged" if of.diverged else "-"
+    notes = [f"{of.diverged} of {of.seeds} diverged"] * bool(of.diverged)
+    notes += [f"{of.seeds} of {most} seeds"] * (of.seeds < most)
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 def markdown(table: Table) -> str:
@@ -155,21 +166,36 @@ def _bold(
     best: set[tuple[str, int]] = set()
     columns = [(k, scenario) for k, scenario in enumerate(board.scenarios, 1)]
     for k, scenario in columns:
-        means = {n: board.summary(board.values(figure, scenario, n)).mean for n in board.ranked()}
-        best |= {(label, k) for label in _highest(means)}
+        of_each = {n: board.summary(board.values(figure, scenario, n)) for n in board.ranked()}
+        best |= {(label, k) for label in _highest(of_each, board.seeds(scenario))}
     if several:
-        means = {n: board.summary(board.averaged(figure, n)).mean for n in board.ranked()}
-        best |= {(label, len(columns) + 1) for label in _highest(means)}
+        of_each = {n: board.summary(board.averaged(figure, n)) for n in board.ranked()}
+        best |= {(label, len(columns) + 1) for label in _highest(of_each, _most(board))}
     return [
         [Cell(text, (label, k) in best) for k, text in enumerate(row)] for label, row in zip(labels, rows)
     ]
 
 
-def _highest(means: dict[str, float]) -> list[str]:
-    known = {label: value for label, value in means.items() if not math.isnan(value)}
+def _highest(of_each: dict[str, Summary], most: int) -> list[str]:
+    """Among those that have all seeds, none of them diverged."""
+    known = {label: s.mean for label, s in of_each.items() if s.seeds == most and not s.diverged}
     if len(known) < 2:
         return []
     return [label for label, value in known.items() if value == max(known.values())]
+
+
+def _most(board: Board) -> int:
+    """Seeds that an average over the scenarios could have."""
+    return min(map(board.seeds, board.scenarios))
+
+
+def _of_ranks(board: Board, figure: str) -> list[str]:
+    """Over which scenarios ranks are, where it is not all of them."""
+    even, every = board.even(figure), board.scenarios
+    if len(even) == len(every):
+        return []
+    some = ", ".join(even) or "none"
+    return [f"rank: over {len(even)} of {len(every)} scenarios, where all methods have all seeds: {some}"]
 
 
 def _mark(board: Board, label: str) -> str:

@@ -5,14 +5,18 @@
 Bytes are those that one client must receive and send, counted from what each method moves (``Wire``), four
 for a number: the same on any number of ranks, where one rank sends nothing. Evaluation adds none. Accuracies
 are of single rounds, the last kept one (``at5``, ``at10``, ... in scores.csv) that the bytes allow, averaged
-over the seeds. The average is over the scenarios that ``--control`` does not name. Methods that lack a run,
-or of which one diverged, are named below the table.
+over the seeds. The average is over the scenarios that ``--control`` does not name. Methods that move less in
+their whole run stand with what they reached at its end. Methods that lack a run are named below the table. A
+run that diverged is left out of its scenario's mean, which is marked with a star, as is the average. What
+tables list apart is marked, as in ``standing.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
+from dataclasses import dataclass
 
 import numpy as np
 from report import table
@@ -22,7 +26,7 @@ from amn_mpi import budget, methods
 from amn_mpi.config import Config
 from amn_mpi.data import Federation
 from amn_mpi.methods.base import Setting
-from amn_mpi.scores import Score
+from amn_mpi.scores import Board, Score
 
 FLOAT = 4
 # What a client sends, where ranks send more: IFCA's trains one of the groups' models (algorithm 1).
@@ -64,35 +68,88 @@ def reached(score: Score, allowed: int) -> float:
     return score.curve[max(at for at in score.curve if at <= allowed)]
 
 
+@dataclass(frozen=True)
+class Line:
+    """A method at equal bytes.
+
+    Attributes:
+        spent: bytes of its whole run. rounds: that the bytes allow. at: those of the accuracies, one or more.
+        cells: means by scenario, then their average, as text.
+    """
+
+    label: str
+    spent: float
+    rounds: int
+    at: list[int]
+    average: float
+    cells: list[str]
+
+
+def line(runs: list[Score], config: Config, cap: float, control: list[str]) -> Line | str:
+    """Of one method's runs; why there is none where a run has no kept round that the bytes allow.
+
+    Args:
+        control: scenarios that are not in the average.
+    """
+    spent = moved(config)
+    allowed = int(np.searchsorted(spent, cap, side="right"))
+    going = [run for run in runs if not math.isnan(run.figures["mean_last5"])]
+    if bare := sum(not run.curve for run in going):
+        return f"{bare} of {len(runs)} runs have no kept rounds"
+    if any(min(run.curve) > allowed for run in going):
+        return f"the bytes are those of {allowed} rounds, before the first that is kept"
+    means, star = {}, {}
+    for name in dict.fromkeys(run.scenario for run in runs):
+        left = [reached(run, allowed) for run in going if run.scenario == name]
+        means[name] = statistics.fmean(left) if left else math.nan
+        star[name] = "*" if len(left) < sum(run.scenario == name for run in runs) else ""
+    uneven = [name for name in means if name not in control]
+    average = statistics.fmean(means[name] for name in uneven)
+    cells = [f"{means[name]:.1f}{star[name]}" for name in means]
+    cells.append(f"{average:.1f}" + max(star[name] for name in uneven))
+    at = sorted({max(k for k in run.curve if k <= allowed) for run in going})
+    return Line(runs[0].label, spent[-1], allowed, at, average, cells)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=seeds, default="", help="by default the comparison's")
+    parser.add_argument("--seeds", type=seeds, help="by default the comparison's")
     parser.add_argument("--of", default="fedavg", help="the method whose whole run sets the bytes")
-    args, suite, found = asked(parser)
-    scores = [score for score in found if score.curve]
+    args, suite, scores = asked(parser)
     configs = {cell.label: cell.config for cell in suite.cells}
     where, draws = scenarios(suite), args.seeds or suite.seeds
-    cap = moved(configs[args.of])[-1]
+    if args.of not in configs:
+        parser.error(f"--of {args.of}: valid are {', '.join(configs)}")
+    if (data := configs[args.of].data.name) not in SHAPES:
+        parser.error(f"data.name = {data}: valid are {', '.join(SHAPES)}")
+    cap, board = moved(configs[args.of])[-1], Board(scores, suite.reference)
     lines, lacks = [], []
     for label, config in configs.items():
-        spent = moved(config)
-        allowed = int(np.searchsorted(spent, cap, side="right"))
+        runs = [s for name in where for s in scores if (s.label, s.scenario) == (label, name)]
         why = missing(scores, label, where, draws)
-        if not why and any(min(s.curve) > allowed for s in scores if s.label == label):
-            why = f"the bytes are those of {allowed} rounds, before the first that is kept"
-        if why:
-            lacks.append(f"{label}: {why}")
-            continue
-        curves = {(s.scenario, s.seed): reached(s, allowed) for s in scores if s.label == label}
-        means = {name: statistics.fmean(curves[name, seed] for seed in draws) for name in where}
-        average = statistics.fmean(means[name] for name in scenarios(suite, args.control))
-        cells = [f"{value:.1f}" for value in (*means.values(), average)]
-        lines.append([label, f"{spent[-1] / 1e6:.1f}", allowed, *cells])
-    lines.sort(key=lambda line: -float(line[-1]))
-    print(f"At {cap / 1e6:.1f} MB a client, what {args.of} moves in all its rounds:\n")
-    table(("method", "MB of its whole run", "rounds", *where, "average"), lines)
-    for line in lacks:
-        print(line)
+        found = why or line([run for run in runs if run.seed in draws], config, cap, args.control.split(","))
+        if isinstance(found, str):
+            lacks.append(f"{label}: {found}")
+        else:
+            lines.append(found)
+    lines.sort(key=lambda one: -one.average)
+    seeds_text = ",".join(map(str, sorted(draws)))
+    print(f"At no more than {cap / 1e6:.1f} MB a client, which {args.of} moves in all; seeds {seeds_text}:\n")
+    rows = [
+        (
+            one.label + (f" ({board.aside(one.label)})" if board.aside(one.label) else ""),
+            f"{one.spent / 1e6:.1f}",
+            one.rounds,
+            ", ".join(map(str, one.at)),
+            *one.cells,
+        )
+        for one in lines
+    ]
+    table(("method", "MB of its whole run", "rounds it may have", "accuracy after", *where, "average"), rows)
+    for told in lacks:
+        print(told)
+    if any("*" in cell for one in lines for cell in one.cells):
+        print("* without runs that diverged")
 
 
 if __name__ == "__main__":

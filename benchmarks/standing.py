@@ -3,19 +3,22 @@
     python benchmarks/standing.py standard_cifar10 [--scores FILE] [--chosen 0,1,2] [--judged 10,11,12]
 
 Seeds ``--chosen`` choose the best baseline of a scenario, AMN is held against it on those of ``--judged``.
-A mean is taken of a method only where it has all runs that the mean is of; the others are named below the
-table. For the choice a run that diverged counts as 0; a lead over a baseline of which runs diverged is over
-its other runs, and says so: left out, it would leave AMN to weaker ones. Accuracies are means of the last
-five rounds, with 95 % intervals by Student's t over the seeds. Controls of this project are no baselines.
-What is listed apart is marked in the first table and not its best baseline; in the second it may be the best.
-``--control`` names the scenarios in which nothing is heterogeneous: they are not in the average.
+Accuracies are means of the last five rounds, of which ± is the standard deviation over the seeds; that of a
+lead is its 95 % interval by Student's t over them.
+
+A method has to have all runs that a table is of; those that lack some are named below. A run that diverged
+counts as 0 where a baseline is chosen. In the first table a scenario in which a baseline diverged is left out
+of its average and of AMN's lead over it, for all seeds, and is named: left out itself, the baseline would
+leave AMN to weaker ones. Controls of this project are no baselines. What is listed apart is marked in the
+first table and not its best baseline; in the second it may be the best. ``--control`` names the scenarios in
+which nothing is heterogeneous: they are not in the average.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +26,20 @@ from report import table
 from suite import asked, missing, scenarios, seeds
 
 from amn_mpi.methods.fedavg import CONTROL
-from amn_mpi.scores import Board, Difference, Score
+from amn_mpi.scores import Board, Difference, Score, Summary
 from amn_mpi.tables import number, signed
 
 FIGURE, WORST = "mean_last5", "worst10"
+
+
+@dataclass(frozen=True)
+class Average:
+    """A method's average over scenarios, and the reference's lead over it, both without those ``lost``."""
+
+    label: str
+    own: Summary
+    lead: Difference
+    lost: tuple[str, ...]  # scenarios in which it diverged
 
 
 @dataclass(frozen=True)
@@ -36,9 +49,8 @@ class Rival:
     scenario: str
     label: str
     chosen: float  # its mean on the seeds of choice
-    lead: Difference
-    worst: float  # the reference's worst tenth less its
-    diverged: int = 0  # of its runs on the other seeds; the leads are over the rest
+    lead: Difference  # over its runs that have not diverged
+    worst: Difference  # of the worst tenths
 
     @property
     def behind(self) -> str:
@@ -48,30 +60,30 @@ class Rival:
         return "yes" if self.lead.mean + self.lead.half < -0.3 else "no"
 
 
-def averages(board: Board) -> list[tuple[str, str, str]]:
-    """(method, average over the board's scenarios, lead of the reference), the best average first."""
-    own = board.averaged(FIGURE, board.reference)
+def averages(board: Board) -> list[Average]:
+    """Of all methods, the one over which the lead is least first, then the reference."""
     found = []
     for label in board.labels:
-        values = board.averaged(FIGURE, label)
-        summary = board.summary(values)
-        lead = "" if label == board.reference else signed(board.difference(own, values))
-        found.append((summary.mean, label, number(summary), lead))
-    return [(label, text, lead) for _, label, text, lead in sorted(found, reverse=True)]
-
-
-def finished(scores: list[Score], reference: str, label: str, draws: Collection[int]) -> Difference:
-    """The reference's lead over what a baseline has finished; of a seed the mean over scenarios."""
-    board = Board(scores, reference)
-    leads: dict[int, list[float]] = {}
-    for where in board.scenarios:
-        own, theirs = (board.values(FIGURE, where, who) for who in (reference, label))
-        for seed in draws:
-            if not math.isnan(theirs.get(seed, math.nan)):
-                leads.setdefault(seed, []).append(own[seed] - theirs[seed])
-    return board.difference(
-        {seed: float(np.mean(each)) for seed, each in leads.items()}, dict.fromkeys(leads, 0.0)
+        lost = tuple(
+            s for s in board.scenarios if any(map(math.isnan, board.values(FIGURE, s, label).values()))
+        )
+        left = [s for s in board.scenarios if s not in lost]
+        own, theirs = (mean(board, who, left) for who in (board.reference, label))
+        found.append(Average(label, board.summary(theirs), board.difference(own, theirs), lost))
+    return sorted(
+        found, key=lambda one: (math.isnan(one.lead.mean), one.lead.mean, one.label == board.reference)
     )
+
+
+def mean(board: Board, label: str, where: Sequence[str]) -> dict[int, float]:
+    """By seed, the mean over some scenarios."""
+    each = [board.values(FIGURE, scenario, label) for scenario in where]
+    return {seed: float(np.mean([runs[seed] for runs in each])) for seed in (each[0] if each else ())}
+
+
+def baselines(scores: list[Score], reference: str) -> list[str]:
+    board = Board(scores, reference)
+    return [who for who in board.labels if who != reference and board.aside(who) != CONTROL]
 
 
 def rivals(
@@ -79,9 +91,8 @@ def rivals(
 ) -> list[Rival]:
     """One for each scenario in which the reference and the baseline that is chosen have all runs."""
     board, found = Board(scores, reference), []
-    baselines = [who for who in board.labels if who != reference and board.aside(who) != CONTROL]
     for where in board.scenarios:
-        values = {who: board.values(FIGURE, where, who) for who in baselines}
+        values = {who: board.values(FIGURE, where, who) for who in baselines(scores, reference)}
         means = {
             who: float(np.mean([np.nan_to_num(runs[seed]) for seed in chosen]))
             for who, runs in values.items()
@@ -91,17 +102,25 @@ def rivals(
             continue
         label = max(means, key=lambda who: means[who])
         both = [
-            {who: board.values(figure, where, who) for who in (reference, label)}
-            for figure in (FIGURE, WORST)
+            [board.values(figure, where, who) for who in (reference, label)] for figure in (FIGURE, WORST)
         ]
-        if any(not set(judged) <= set(runs) for runs in both[0].values()):
+        if any(not set(judged) <= set(runs) for runs in both[0]):
             continue
-        left = [seed for seed in judged if not math.isnan(both[0][label][seed])]
         lead, worst = (
-            board.difference(*({seed: each[who][seed] for seed in left} for who in (reference, label)))
-            for each in both
+            board.difference(*({seed: runs[seed] for seed in judged} for runs in each)) for each in both
         )
-        found.append(Rival(where, label, means[label], lead, worst.mean, len(judged) - len(left)))
+        found.append(Rival(where, label, means[label], lead, worst))
+    return found
+
+
+def choices(
+    scores: list[Score], reference: str, where: Sequence[str], chosen: Collection[int]
+) -> dict[tuple[str, ...], list[str]]:
+    """Baselines that have all runs of choice -> the scenarios in which it is they."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in where:
+        whole = [who for who in baselines(scores, reference) if not missing(scores, who, [name], chosen)]
+        found.setdefault(tuple(whole), []).append(name)
     return found
 
 
@@ -116,45 +135,56 @@ def main() -> None:
     args, suite, scores = asked(parser)
     uneven, reference = scenarios(suite, args.control), suite.reference
     lacks = {who: missing(scores, who, uneven, args.judged) for who in suite.trials}
-    if lacks[reference]:
-        parser.error(f"{reference} on seeds {named(args.judged)}: {lacks[reference]}")
+    own = [s for s in scores if s.label == reference and s.scenario in uneven and s.seed in args.judged]
+    if lacks[reference] or any(math.isnan(s.figures[FIGURE]) for s in own):
+        parser.error(f"{reference} on seeds {named(args.judged)}: {lacks[reference] or 'a run diverged'}")
     whole = [s for s in scores if s.seed in args.judged and s.scenario in uneven and not lacks[s.label]]
-    board = Board(whole, reference)
     print(f"Average over {', '.join(uneven)}; seeds {named(args.judged)}:\n")
-    marks = {who: f" ({board.aside(who)})" for who in board.labels if board.aside(who)}
-    lines = averages(board)
-    table(
-        ("method", "average", f"{reference} ahead by"),
-        [(who + marks.get(who, ""), value, lead) for who, value, lead in lines],
-    )
-    best = next((line for line in lines if line[0] != reference and line[0] not in marks), None)
-    if best:
-        print(f"The best baseline is {best[0]}, {reference} is ahead of it by {best[2]}.")
+    _show_averages(Board(whole, reference))
     for who, why in lacks.items():
-        if why.endswith("diverged"):
-            at = [s for s in scores if s.scenario in uneven]
-            why += (
-                f"; {reference} is ahead of the others by {signed(finished(at, reference, who, args.judged))}"
-            )
         if why:
             print(f"{who}: {why}")
-    found = rivals(scores, reference, args.chosen, args.judged)
     print(f"\nAgainst the baseline that was best on seeds {named(args.chosen)}, on {named(args.judged)}:\n")
+    _show_rivals(rivals(scores, reference, args.chosen, args.judged), reference, scenarios(suite))
+    for names, where in choices(scores, reference, scenarios(suite), args.chosen).items():
+        print(f"Chosen of {', '.join(names) or 'none'} in {', '.join(where)}.")
+
+
+def _show_averages(board: Board) -> None:
+    found = averages(board)
+    marks = {who: f" ({board.aside(who)})" for who in board.labels if board.aside(who)}
     rows = [
         (
-            r.scenario,
-            r.label,
-            f"{r.chosen:.1f}",
-            signed(r.lead) + (f" ({r.diverged} of its runs diverged)" if r.diverged else ""),
-            signed(Difference(r.worst, math.nan)),
-            r.behind,
+            one.label + marks.get(one.label, ""),
+            number(one.own),
+            "" if one.label == board.reference else signed(one.lead),
+            ", ".join(one.lost),
         )
-        for r in found
+        for one in found
     ]
-    columns = ("scenario", "best baseline", "it had", "ahead by", "worst tenth", "wholly below -0.3")
+    columns = (
+        "method",
+        "average ± sd",
+        f"{board.reference} ahead by ± 95 %",
+        "without, for it diverged there",
+    )
     table(columns, rows)
-    ahead, all_of_them = sum(r.worst > 0 for r in found), len(scenarios(suite))
-    print(f"Worst tenth of the clients ahead in {ahead} of {len(found)} scenarios; there are {all_of_them}.")
+    best = next((one for one in found if one.label != board.reference and one.label not in marks), None)
+    if best:
+        print(f"The best baseline is {best.label}, {board.reference} is ahead of it by {signed(best.lead)}.")
+
+
+def _show_rivals(found: list[Rival], reference: str, every: list[str]) -> None:
+    rows = [
+        (r.scenario, r.label, f"{r.chosen:.1f}", signed(r.lead), signed(r.worst), r.behind) for r in found
+    ]
+    ahead = f"{reference} ahead by ± 95 %"
+    columns = ("scenario", "best baseline", "it had", ahead, "worst tenth, the same", "wholly below -0.3")
+    table(columns, rows)
+    better = sum(r.worst.mean > 0 for r in found)
+    print(f"Worst tenth of the clients ahead in {better} of {len(found)} scenarios; there are {len(every)}.")
+    if left := [name for name in every if name not in {r.scenario for r in found}]:
+        print(f"Runs are missing in {', '.join(left)}.")
 
 
 if __name__ == "__main__":

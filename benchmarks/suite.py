@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +23,12 @@ def asked(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, matrix.M
     args = parser.parse_args()
     try:
         suite = matrix.read(args.suite, {}, ())
+        if suite.tunes:
+            raise UserError(f"{args.suite} is a tuning; valid is a comparison with methods, not with a grid")
+        if strange := sorted(set(args.control.split(",")) - {"", *scenarios(suite)}):
+            raise UserError(f"--control {strange[0]}: valid are {', '.join(scenarios(suite))}")
+        if not scenarios(suite, args.control):
+            raise UserError(f"--control {args.control}: leaves no scenario for the average")
         if not (args.scores or suite.known):
             raise UserError(f"{args.suite} keeps no scores.csv; name one with --scores")
         path = Path(args.scores or suite.known)
@@ -37,7 +42,7 @@ def asked(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, matrix.M
 
 def seeds(text: str) -> set[int]:
     """``0,1,2``; the type of an argument, whose wrong values argparse tells."""
-    return {int(seed) for seed in text.split(",") if seed}
+    return {int(seed) for seed in text.split(",")}
 
 
 def scenarios(suite: matrix.Matrix, control: str = "") -> list[str]:
@@ -47,11 +52,8 @@ def scenarios(suite: matrix.Matrix, control: str = "") -> list[str]:
 
 
 def missing(scores: Iterable[Score], label: str, where: Iterable[str], draws: Iterable[int]) -> str:
-    """Why a method has no mean over some scenarios and seeds: runs are missing or diverged; "" if it has."""
-    runs = {(s.scenario, s.seed): s.figures["mean_last5"] for s in scores if s.label == label}
+    """How many runs a method has of some scenarios and seeds; "" if all, diverged ones too."""
+    runs = {(s.scenario, s.seed) for s in scores if s.label == label}
     wanted = [(scenario, seed) for scenario in where for seed in draws]
-    there = [runs[run] for run in wanted if run in runs]
-    diverged = sum(map(math.isnan, there))
-    if len(there) < len(wanted):
-        return f"{len(there)} of {len(wanted)} runs"
-    return f"{diverged} of {len(wanted)} runs diverged" if diverged else ""
+    there = sum(run in runs for run in wanted)
+    return f"{there} of {len(wanted)} runs" if there < len(wanted) else ""

@@ -193,7 +193,7 @@ def test_a_diverged_cell_is_recorded_and_the_others_finish(done: Done) -> None:
         has(done.said[ranks].stdout, "12 runs, 12 to do", "[2/12] iid/wild/seed0: round 1: every client")
         table = (out / "tables.md").read_text()
         assert "| wild | diverged | diverged | diverged | 3.0 |" in table
-        assert "| wild | - | - | - |" in table
+        assert "| wild | diverged | diverged | diverged |" in table
         assert "difference to fedavg_ft" in table and "**" in table
         latex = (out / "tables.tex").read_text()
         assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
@@ -454,10 +454,39 @@ def test_all_runs_below_a_folder(two_runs: Path, tmp_path: Path) -> None:
 def test_the_folder_of_a_matrix(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Labels and scenarios are the matrix's own."""
     assert compare._plan([str(done.out[1]), "--out", str(tmp_path)]) is None
-    key = ("scenario", "label", "seed")
+    key = ("scenario", "label", "seed", "digest")
     mine, whole = (sorted(tuple(row[k] for k in key) for row in scores(f)) for f in (tmp_path, done.out[1]))
     assert mine == whole
     has(capsys.readouterr().out, "wild", "diverged", "fedavg_ft", "skew")
+
+
+def test_tables_of_folders_leave_the_scores_of_a_comparison(
+    done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lines of known runs have no folders."""
+    out = done.copy(tmp_path)
+    shutil.rmtree(out / CELLS[0])
+    (out / "tables.md").unlink()
+    before = (out / "scores.csv").read_bytes()
+    assert compare._plan([str(out), "--out", str(out)]) is None
+    assert (out / "scores.csv").read_bytes() == before and (out / "tables.md").exists()
+    has(capsys.readouterr().out, f"tables in {out}/tables.md and tables.tex\n")
+
+
+def test_one_client_a_round_is_compared_with_all_of_them(done: Done, tmp_path: Path) -> None:
+    """As many turns of clients: pFedHN's schedule."""
+    for name, cell in (("all", CELLS[0]), ("one", CELLS[1])):
+        shutil.copytree(done.out[1] / cell, tmp_path / name)
+    path = tmp_path / "one" / "result.json"
+    found = json.loads(path.read_text())
+    keys = found["config"]
+    for factor, cohort in ((4, 0.25), (4, 1.0)):
+        text = {**found, "config": {**keys, "rounds": factor * keys["rounds"], "cohort": cohort}}
+        path.write_text(json.dumps(text))
+        if cohort == 0.25:
+            assert compare._plan([str(tmp_path)]) is None
+        else:
+            has(refused(tmp_path), "but rounds x cohort = ", "give runs on the same data")
 
 
 def test_a_folder_without_a_finished_run_is_told(

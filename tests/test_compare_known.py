@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -231,6 +232,18 @@ def test_a_table_that_is_no_good_is_refused_at_once(done: Done, tmp_path: Path) 
     bad.write_text(table(done).read_text()[:-30])
     has(refused(done.file, "--known", bad, "--out", out), f"{bad}: its last line is cut short")
     assert not out.exists()
+    head, first, *rest = csv.reader(table(done).read_text().splitlines())
+    again = first.copy()
+    again[head.index("trial")], again[head.index("mean_last5")] = "3", "1.0"
+    twice = tmp_path / "twice.csv"
+    twice.write_text("".join(f"{','.join(row)}\n" for row in (head, first, again, *rest)))
+    told = f"{first[0]}/{first[1]}/seed{first[head.index('seed')]}: the table of known runs has it twice, "
+    has(
+        refused(done.file, "--known", twice, "--out", out), f"{told}{first[head.index('mean_last5')]} and 1.0"
+    )
+    again[head.index("mean_last5")] = first[head.index("mean_last5")]
+    twice.write_text("".join(f"{','.join(row)}\n" for row in (head, first, again, *rest)))
+    assert plan(done.file, "--known", twice, "--out", tmp_path / "same").todo == []
     process = begin(done.file, "--known", bad, "--out", out, ranks=3)
     said = end(process, 60)
     assert said.returncode == 1 and one_line(said.stderr).startswith(f"amn_mpi: {bad}: ")

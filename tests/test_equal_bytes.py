@@ -14,6 +14,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from equal_bytes import main, moved, reached  # noqa: E402
 
 from amn_mpi import kept, known, matrix  # noqa: E402
+from amn_mpi.methods.fedavg import CONTROL  # noqa: E402
 from amn_mpi.scores import FIGURES, Score  # noqa: E402
 
 P = 6 * 26 + 16 * 151 + 120 * 257 + 84 * 121 + 10 * 85  # LeNet-5 on 28 x 28: two convolutions, three layers
@@ -67,20 +68,44 @@ def test_table(tmp_path, capsys, monkeypatch) -> None:
     runs += [score("amn", where, {45: 92.0 if where == "iid" else 85.0, 60: 90.0}) for where in scenarios]
     runs += [score("ditto", "iid", {60: 99.0})]  # one scenario of seven
     runs += [score("apfl", where, {60: 99.0}, seed=10) for where in scenarios]
-    runs += [score("local", where, {5: 99.0}, last=NAN) for where in scenarios]
+    runs += [score("local", where, {5: 70.0, 60: 75.0}) for where in scenarios]
+    runs += [score("fedavg_prior", where, {60: 78.0}) for where in scenarios]
+    runs = [replace(one, apart=CONTROL) if one.label == "fedavg_prior" else one for one in runs]
     runs += [score("fedfomo", where, {60: 99.0}) for where in scenarios]
-    (tmp_path / "scores.csv").write_text(kept.text(runs))
-    words = ["equal", "standard_fashion_mnist", "--scores", f"{tmp_path}/scores.csv", "--seeds", "0"]
-    monkeypatch.setattr(sys, "argv", words)
-    main()
-    head, _, *lines = capsys.readouterr().out.strip().splitlines()
-    assert head.startswith("At 21.3 MB a client")
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
-    assert [(row[0], row[2], *row[-2:]) for row in cells] == [
-        ("amn", "46", "92.0", "85.0"),
-        ("fedavg", "60", "80.0", "80.0"),
+    runs += [score("fedper", where, {}) for where in scenarios]
+    for where in scenarios:  # as they are: a diverged run has no curve
+        runs.append(score("fedala", where, {60: 70.0}))
+        wild = where == "quantity"
+        runs.append(score("fedala", where, {} if wild else {60: 76.0}, 1, NAN if wild else 50.0))
+    runs += [replace(one, seed=1) for one in runs if one.label not in ("apfl", "fedala")]
+    said = table(tmp_path, capsys, monkeypatch, runs, "--seeds", "0,1")
+    head, _, *lines = said.strip().splitlines()
+    assert head == "At no more than 21.3 MB a client, which fedavg moves in all; seeds 0,1:"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:7]]
+    assert [(row[0], row[2], row[3], *row[-2:]) for row in cells] == [
+        ("amn", "46", "45", "92.0", "85.0"),
+        ("fedavg", "60", "60", "80.0", "80.0"),
+        (f"fedavg_prior ({CONTROL})", "60", "60", "78.0", "78.0"),
+        ("local", "60", "60", "75.0", "75.0"),
+        ("fedala", "60", "60", "73.0", "72.5*"),
     ]
-    told = dict(line.split(": ") for line in lines[5:])
-    assert (told["ditto"], told["apfl"]) == ("1 of 7 runs", "0 of 7 runs")
-    assert told["local"] == "7 of 7 runs diverged"
+    assert cells[4][6] == "70.0*" and lines[-1] == "* without runs that diverged"
+    told = dict(line.split(": ") for line in lines[8:-1])
+    assert (told["ditto"], told["apfl"]) == ("2 of 14 runs", "0 of 14 runs")
+    assert told["fedper"] == "14 of 14 runs have no kept rounds"
     assert told["fedfomo"].startswith("the bytes are those of ") and "amn" not in told
+    for words, why in (
+        (("--of", "foo"), "--of foo: valid are amn, local, fedavg"),
+        (("--seeds", "x"), "argument --seeds: invalid"),
+    ):
+        with pytest.raises(SystemExit):
+            table(tmp_path, capsys, monkeypatch, runs, *words)
+        assert why in capsys.readouterr().err
+
+
+def table(tmp_path, capsys, monkeypatch, runs: list[Score], *words: str) -> str:
+    (tmp_path / "scores.csv").write_text(kept.text(runs))
+    line = ["equal", "standard_fashion_mnist", "--scores", f"{tmp_path}/scores.csv", *words]
+    monkeypatch.setattr(sys, "argv", line)
+    main()
+    return capsys.readouterr().out

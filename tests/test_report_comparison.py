@@ -307,17 +307,32 @@ def plan(*args: object) -> compare.Plan:
 def test_later_commands_add_to_what_is_asked_for(done: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     plan(done / "my.yaml", "--out", out, "--methods", "local", "--scenarios", "skew", "--seeds", 0)
-    assert asked.read(out) == asked.Asked("fedavg_ft", ["skew/local/seed0"])
+    assert asked.read(out) == asked.Asked("fedavg_ft", ["skew/local/seed0"], seeds=[0])
     plan(done / "my.yaml", "--out", out, "--methods", "amn", "--seeds", 7, "--reference", "amn")
-    assert asked.read(out) == asked.Asked("amn", ["iid/amn/seed7", "skew/local/seed0", "skew/amn/seed7"])
+    every = ["iid/amn/seed7", "skew/local/seed0", "skew/amn/seed7"]
+    assert asked.read(out) == asked.Asked("amn", every, seeds=[7])
     shutil.rmtree(out)
     plan(done / "my.yaml", "--out", out)
-    assert asked.read(out) == asked.Asked("fedavg_ft", CELLS)
+    assert asked.read(out) == asked.Asked("fedavg_ft", CELLS, seeds=[0, 1])
     fewer = MATRIX.replace("  local:\n", "").replace("CACHE", str(done / "cache"))
     (tmp_path / "fewer.yaml").write_text(fewer)
     plan(tmp_path / "fewer.yaml", "--out", out, "--seeds", 0)
     known = asked.read(out)
     assert known is not None and known.runs == [name for name in CELLS if "local" not in name]
+
+
+def test_seeds_that_the_last_command_left_out(
+    done: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of development and those that judge are no one sample: not in its tables, not in the report."""
+    plan(done / "my.yaml", "--out", copy, "--seeds", 1)
+    capsys.readouterr()
+    found = comparison.read(copy)
+    assert {run.score.seed for run in found.runs.values()} == {1} and len(found.runs) == 8
+    told = "8 runs with other seeds than 1, which the last command asked for, are left out, as in its tables"
+    assert told in capsys.readouterr().err and found.notes == [told] and found.missing == {}
+    plan(done / "my.yaml", "--out", copy)
+    assert len(comparison.read(copy).runs) == 16
 
 
 def test_runs_with_other_keys_are_left_out(

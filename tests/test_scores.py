@@ -50,6 +50,9 @@ def test_the_table_of_t_holds_the_975th_thousandth() -> None:
     assert [scores.T95[k - 1] for k in (1, 2, 4, 9, 30)] == [12.706, 4.303, 2.776, 2.262, 2.042]
     for freedom, t in enumerate(scores.T95, 1):
         assert t_cdf(t - 0.0006, freedom) < 0.975 < t_cdf(t + 0.0006, freedom), freedom
+    for freedom in (31, 60, 200):
+        t = scores.t95(freedom)
+        assert t_cdf(t - 0.001, freedom) < 0.975 < t_cdf(t + 0.001, freedom), freedom
 
 
 def test_half_widths_by_hand() -> None:
@@ -60,7 +63,7 @@ def test_half_widths_by_hand() -> None:
     many = list(map(float, range(31)))
     assert half_width(many) == pytest.approx(2.042 * statistics.stdev(many) / math.sqrt(31))
     more = list(map(float, range(500)))
-    assert half_width(more) == pytest.approx(1.96 * statistics.stdev(more) / math.sqrt(500))
+    assert half_width(more) == pytest.approx(1.9647 * statistics.stdev(more) / math.sqrt(500), rel=1e-4)
 
 
 # ---- means, differences, ranks
@@ -208,8 +211,8 @@ def test_accuracies_with_the_best_among_those_not_listed_apart() -> None:
     assert texts(table) == [
         ["a", "71.0 ± 1.4", "*61.0 ± 1.4", "*66.0 ± 1.4", "1.5"],
         ["b", "*80.0 ± 0.0", "50.0 ± 0.0", "65.0 ± 0.0", "1.5"],
-        ["fedbn †", "99.0 ± 0.0", "99.0", "99.0", "-"],
-        ["ifca †", "98.0", "-", "-", "-"],
+        ["fedbn †", "99.0 ± 0.0", "99.0 (1 of 2 seeds)", "99.0 (1 of 2 seeds)", "-"],
+        ["ifca †", "98.0 (1 of 2 seeds)", "-", "-", "-"],
     ]
     assert len(table.notes) == 2
     assert "fedbn: trains the batch-norm form" in table.notes[0] and "ifca: is told" in table.notes[1]
@@ -254,11 +257,43 @@ def test_equal_means_are_both_best_and_one_method_alone_is_not() -> None:
 
 
 def test_one_seed_and_diverged_runs() -> None:
-    found = board(("a", 0, 70.0), ("b", 0, NAN), ("b", 1, 50.0), ("c", 0, 40.0))
+    found = board(("a", 0, 70.0), ("b", 0, NAN), ("c", 0, 40.0))
     table = tables.accuracies(found, "mean_last5")
     assert texts(table) == [["a", "*70.0", "1.0"], ["b", "diverged", "3.0"], ["c", "40.0", "2.0"]]
     assert "±" not in str(texts(table))
-    assert texts(tables.differences(found)) == [["b", "-"], ["c", "-30.0"]]
+    assert texts(tables.differences(found)) == [["b", "diverged"], ["c", "-30.0"]]
+
+
+def test_a_run_that_diverged_leaves_the_others_in_sight() -> None:
+    """The mean of the rest is given, marked, and neither ranked before others nor the best."""
+    rows = [("a", k, value, where) for k, value in enumerate([70.0, 71.0, 72.0]) for where in "st"]
+    more = [("b", 0, 80.0, "s"), ("b", 1, NAN, "s"), ("b", 2, 84.0, "s")]
+    more += [("b", seed, 74.0, "t") for seed in range(3)]
+    found = board(*rows, *more)
+    table = tables.accuracies(found, "mean_last5")
+    assert texts(table) == [
+        ["a", "71.0 ± 1.0", "71.0 ± 1.0", "71.0 ± 1.0", "1.5"],
+        ["b", "82.0 ± 2.8 (1 of 3 diverged)", "*74.0 ± 0.0", "78.0 ± 1.4 (1 of 3 diverged)", "1.5"],
+    ]
+    half = 12.706 * 1 / math.sqrt(2) * math.sqrt(2)  # of 10 and 12
+    assert texts(tables.differences(found))[0][1] == f"+11.0 ± {half:.1f} (1 of 3 diverged)"
+    assert texts(tables.differences(board(*rows, *more, reference="b")))[0][1].endswith("(1 of 3 diverged)")
+
+
+def test_methods_with_fewer_seeds_are_marked_and_not_ranked() -> None:
+    rows = [("a", 0, 70.0, "s"), ("a", 1, 71.0, "s"), ("b", 1, 90.0, "s")]
+    rows += [("a", 0, 60.0, "t"), ("b", 0, 50.0, "t")]
+    table = tables.accuracies(board(*rows), "mean_last5")
+    assert texts(table) == [
+        ["a", "70.5 ± 0.7", "*60.0", "65.0", "1.0"],
+        ["b", "90.0 (1 of 2 seeds)", "50.0", "-", "2.0"],
+    ]
+    assert table.notes == ["rank: over 1 of 2 scenarios, where all methods have all seeds: t"]
+    both = tables.accuracies(board(*rows, ("b", 0, NAN, "s"), ("b", 2, 90.0, "s")), "mean_last5")
+    assert texts(both)[1][1] == "90.0 ± 0.0 (1 of 3 diverged)"
+    assert texts(both)[0][1] == "70.5 ± 0.7 (2 of 3 seeds)"
+    assert texts(tables.differences(board(*rows)))[0][1:3] == ["+19.0 (1 of 2 seeds)", "-10.0"]
+    assert tables.number(scores.Summary(1.0, NAN, 2, 1), 3) == "1.0 (1 of 2 diverged, 2 of 3 seeds)"
 
 
 def test_differences_to_the_reference() -> None:
@@ -268,8 +303,8 @@ def test_differences_to_the_reference() -> None:
     half = 12.706 * statistics.stdev([70 - 80, 72 - 80]) / math.sqrt(2)
     assert texts(table)[0] == ["a", f"-9.0 ± {half:.1f}", f"+11.0 ± {half:.1f}", f"+1.0 ± {half:.1f}"]
     assert texts(table)[1:] == [
-        ["fedbn †", "+19.0 ± 0.0", "+49.0", "+34.0"],
-        ["ifca †", "+18.0", "-", "-"],
+        ["fedbn †", "+19.0 ± 0.0", "+49.0 (1 of 2 seeds)", "+34.0 (1 of 2 seeds)"],
+        ["ifca †", "+18.0 (1 of 2 seeds)", "-", "-"],
     ]
     assert len(tables.tables(Board(SCORES, "b"))) == 4
     assert len(tables.tables(board(("a", 0, 70.0)))) == 3, "nothing to compare with"

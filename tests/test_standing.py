@@ -11,11 +11,12 @@ from running import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-from standing import averages, finished, main, rivals  # noqa: E402
+from standing import averages, choices, main, rivals  # noqa: E402
 
 from amn_mpi import kept, known, matrix  # noqa: E402
 from amn_mpi.methods.fedavg import CONTROL  # noqa: E402
 from amn_mpi.scores import Board, Score  # noqa: E402
+from amn_mpi.tables import number, signed  # noqa: E402
 
 SUITE = matrix.read("standard_cifar10", {}, ())
 DIGESTS = known.digests(SUITE.cells)
@@ -58,11 +59,15 @@ def against(scores: list[Score], chosen: Sequence[int] = (0,)) -> dict[str, tupl
     return {r.scenario: (r.label, f"{r.lead.mean:+.1f} {r.lead.half:.1f}", r.chosen, r.behind) for r in found}
 
 
+def shown(found: Board) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    return [(one.label, number(one.own), signed(one.lead), one.lost) for one in averages(found)]
+
+
 def test_averages_over_the_scenarios() -> None:
-    assert averages(board("amn", "fedala", "ditto")) == [
-        ("ditto", "77.5 ± 0.0", "-2.5 ± 0.6"),  # amn 75.0 and 75.1
-        ("fedala", "75.5 ± 0.0", "-0.5 ± 0.6"),
-        ("amn", "75.0 ± 0.1", ""),
+    assert shown(board("amn", "fedala", "ditto")) == [
+        ("ditto", "77.5 ± 0.0", "-2.5 ± 0.6", ()),  # amn 75.0 and 75.1
+        ("fedala", "75.5 ± 0.0", "-0.5 ± 0.6", ()),
+        ("amn", "75.0 ± 0.1", "+0.0 ± 0.0", ()),
     ]
 
 
@@ -71,7 +76,7 @@ def test_other_seeds_choose_the_baseline() -> None:
         "label_skew": ("fedala", "+1.1 1.3", 89.0, "no"),  # not ditto
         "rotation": ("ifca", "-0.3 1.3", 73.0, "no"),
     }
-    worst = [r.worst for r in rivals(SCORES, "amn", {0}, {10, 11})]
+    worst = [r.worst.mean for r in rivals(SCORES, "amn", {0}, {10, 11})]
     assert worst == [pytest.approx(11.1), pytest.approx(-0.3)]
 
 
@@ -99,24 +104,45 @@ def test_a_run_that_diverged_counts_as_nothing_in_the_choice() -> None:
     assert against(more)["iid"][0] == "ditto"
 
 
-def test_leads_are_over_what_a_baseline_has_finished() -> None:
+def test_a_lead_is_over_runs_that_have_not_diverged() -> None:
     """A diverged run of AMN's own stays one."""
     more = [
         *runs("amn", "iid", {0: 1.0, 10: 60.0, 11: 60.0, 12: 63.0}),
         *runs("ditto", "iid", {0: 5.0, 10: 50.0, 11: NAN, 12: 53.2}),
     ]
     (found,) = rivals(more, "amn", {0}, {10, 11, 12})
-    assert (found.label, found.diverged, found.behind) == ("ditto", 1, "no")
+    assert (found.label, found.lead.diverged, found.behind) == ("ditto", 1, "no")
     # 10 and 9.8: half width 12.706 * 0.2 / 2
-    assert (found.lead.mean, found.lead.half, found.worst) == pytest.approx((9.9, 1.2706, 9.9))
+    assert (found.lead.mean, found.lead.half, found.worst.mean) == pytest.approx((9.9, 1.2706, 9.9))
     (found,) = rivals(more, "amn", {0}, {11})
-    assert found.behind == "-" and found.worst != found.worst
+    assert found.behind == "-" and found.worst.mean != found.worst.mean
     own = [*runs("amn", "iid", {10: NAN, 11: 60.0}), *runs("ditto", "iid", {0: 5.0, 10: 50.0, 11: 50.0})]
     (found,) = rivals(own, "amn", {0}, {10, 11})
-    assert found.lead.mean != found.lead.mean and found.behind == "-"
-    # with rotation, where both have 70.0 and amn has no seed 12: per seed (10 + 0) / 2, 0, 9.8
-    both = finished([*more, *(s for s in SCORES if s.scenario == "rotation")], "amn", "ditto", {10, 11, 12})
-    assert both.mean == pytest.approx((5 + 0 + 9.8) / 3)
+    assert found.lead.diverged == 1 and found.behind == "-"
+
+
+def test_a_scenario_in_which_a_baseline_diverged_is_left_out_for_all_seeds() -> None:
+    """Of its average and of AMN's in the lead over it; the other baselines keep all scenarios."""
+    wild = [replace(s, figures=dict.fromkeys(s.figures, NAN)) if (s.label, s.scenario, s.seed) ==
+            ("ditto", "label_skew", 11) else s for s in SCORES]  # fmt: skip
+    some = [s for s in wild if s.seed in (10, 11) and s.label in ("amn", "fedala", "ditto")]
+    assert shown(Board(some, "amn")) == [
+        ("fedala", "75.5 ± 0.0", "-0.5 ± 0.6", ()),
+        ("ditto", "70.0 ± 0.0", "+0.0 ± 0.0", ("label_skew",)),  # with rotation alone
+        ("amn", "75.0 ± 0.1", "+0.0 ± 0.0", ()),
+    ]
+    nowhere = [s for s in some if (s.label, s.scenario) != ("ditto", "rotation")]
+    nowhere += runs("ditto", "rotation", {10: NAN, 11: 70.0})
+    assert shown(Board(nowhere, "amn"))[-1] == ("ditto", "-", "-", ("label_skew", "rotation"))
+
+
+def test_who_could_be_chosen() -> None:
+    more = [*SCORES, *runs("local", "iid", {0: NAN})]
+    assert choices(more, "amn", ["label_skew", "rotation", "iid", "quantity"], {0}) == {
+        ("fedala", "ditto"): ["label_skew"], ("fedala", "ditto", "ifca"): ["rotation"],
+        ("local",): ["iid"], (): ["quantity"],
+    }  # fmt: skip
+    assert choices(more, "amn", ["label_skew"], {0, 1}) == {(): ["label_skew"]}
 
 
 def command(tmp_path, monkeypatch, scores: list[Score], *words: str) -> None:
@@ -140,29 +166,51 @@ def test_prints_both_tables(tmp_path, capsys, monkeypatch) -> None:
     said = capsys.readouterr()
     out = said.out
     assert out.startswith("Average over label_skew; seeds 10,11:")
-    assert f"| fedavg_prior ({CONTROL}) | 99.0 ± 0.0 | -18.9 ± 1.3 |" in out
+    assert f"| fedavg_prior ({CONTROL}) | 99.0 ± 0.0 | -18.9 ± 1.3 |  |" in out
     assert "The best baseline is ditto, amn is ahead of it by -4.9 ± 1.3." in out
     assert "\nifca: 0 of 2 runs\n" in out and "\napfl: 0 of 2 runs\n" in out
     assert "1 runs with other keys are left out" in said.err
-    assert "| rotation | ifca | 73.0 | -0.3 ± 1.3 | -0.3 | no |" in out
-    assert out.endswith("Worst tenth of the clients ahead in 1 of 2 scenarios; there are 7.\n")
+    assert "| rotation | ifca | 73.0 | -0.3 ± 1.3 | -0.3 ± 1.3 | no |" in out
+    assert "Worst tenth of the clients ahead in 1 of 2 scenarios; there are 7.\n" in out
+    assert "\nRuns are missing in three_classes, quantity, permutation, label_groups, iid.\n" in out
+    assert "\nChosen of fedala, ditto, ifca in rotation.\n" in out
+    assert "\nChosen of none in three_classes, quantity, permutation, label_groups, iid.\n" in out
+
+
+def test_prints_what_diverged(tmp_path, capsys, monkeypatch) -> None:
+    """A baseline that diverged once competes with the rest of its runs."""
+    words = ("--judged", "10,11", "--control", "three_classes,quantity,permutation,label_groups,iid")
     lost = [s for s in SCORES if (s.label, s.scenario, s.seed) != ("ditto", "label_skew", 11)]
     lost += runs("ditto", "label_skew", {11: NAN})
     command(tmp_path, monkeypatch, lost, *words)
     out = capsys.readouterr().out
-    assert "The best baseline is fedala, amn is ahead of it by +1.1 ± 1.3." in out
-    assert "\nditto: 1 of 2 runs diverged; amn is ahead of the others by -5.0\n" in out
+    assert "| ditto | 70.0 ± 0.0 | +0.0 ± 0.0 | label_skew |" in out
+    assert "The best baseline is fedala, amn is ahead of it by -0.5 ± 0.6." in out
     lost = [replace(s, figures=dict.fromkeys(s.figures, NAN)) if s.label == "fedala" and s.seed == 11 else s
             for s in SCORES]  # fmt: skip
     command(tmp_path, monkeypatch, lost, *words)
-    assert (
-        "| label_skew | fedala | 89.0 | +1.0 (1 of its runs diverged) | +11.0 | - |"
-        in capsys.readouterr().out
-    )
+    told = "| label_skew | fedala | 89.0 | +1.0 (1 of 2 diverged) | +11.0 (1 of 2 diverged) | - |"
+    assert told in capsys.readouterr().out
+    own = [replace(s, figures=dict.fromkeys(s.figures, NAN)) if s.label == "amn" and s.seed == 11 else s
+           for s in SCORES]  # fmt: skip
+    with pytest.raises(SystemExit):
+        command(tmp_path, monkeypatch, own, *words)
+    assert "amn on seeds 10,11: a run diverged" in capsys.readouterr().err
+
+
+def test_refusals(tmp_path, capsys, monkeypatch) -> None:
+    every = "label_skew,three_classes,quantity,rotation,permutation,label_groups,iid"
     for words, told in (
-        (("--judged", "12", "--control", control), "amn on seeds 12: 0 of 1 runs"),
+        (("--judged", "12", "--control", every.replace("label_skew,", "")), "amn on seeds 12: 0 of 1 runs"),
         (("--judged", "10,11"), "amn on seeds 10,11: 4 of 12 runs"),
+        (("--judged", ""), "argument --judged: invalid"),
+        (("--control", "idd"), "--control idd: valid are label_skew, three_classes"),
+        (("--control", every), "leaves no scenario for the average"),
     ):
         with pytest.raises(SystemExit):
             command(tmp_path, monkeypatch, SCORES, *words)
         assert told in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["standing", "standard_cifar10_tune"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "standard_cifar10_tune is a tuning" in capsys.readouterr().err

@@ -70,7 +70,9 @@ def read(folder: Path, strange: Collection[str] = ()) -> Comparison:
     runs: dict[str, Run] = {}
     missing: dict[str, str] = {}
     lines = _lines(folder, known.known if known else [])
-    for name in _names(folder, known):
+    names = _names(folder, known)
+    shown = [name for name in names if known is None or known.shows(name)]
+    for name in shown:
         try:
             there = lines[name] if name in lines else _run(folder, name)
         except UserError as error:
@@ -84,6 +86,10 @@ def read(folder: Path, strange: Collection[str] = ()) -> Comparison:
         told = _some([f"{name} ({why})" for name, why in missing.items()])
         raise UserError(f"{folder}: nothing to report: none of its {len(missing)} runs is finished: {told}")
     notes = _notes(folder, runs, missing)
+    if known and len(shown) < len(names):
+        told = ", ".join(map(str, known.seeds))
+        notes.append(f"{len(names) - len(shown)} runs with other seeds than {told}, which the last command "
+                     "asked for, are left out, as in its tables")  # fmt: skip
     for note in notes:
         warn(f"{folder}: {note}")
     board = Board([run.score for run in runs.values()], known.reference if known else "amn")
@@ -104,11 +110,8 @@ def _names(folder: Path, known: asked.Asked | None) -> list[str]:
         return list(dict.fromkeys([*known.runs, *known.known, *more]))
     parts = [name.split("/") for name in there]
     scenarios, labels, seeds = (list(dict.fromkeys(part[k] for part in parts)) for k in range(3))
-    return [f"{a}/{b}/{c}" for a in scenarios for c in sorted(seeds, key=_seed) for b in sorted(labels)]
-
-
-def _seed(name: str) -> int:
-    return int(name.removeprefix("seed"))
+    seeds.sort(key=lambda name: int(name.removeprefix("seed")))
+    return [f"{a}/{b}/{c}" for a in scenarios for c in seeds for b in sorted(labels)]
 
 
 def _run(folder: Path, name: str) -> Run | str:
