@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ def asked(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, matrix.M
     parser.add_argument("--control", default="iid", help="scenarios that are not in the average")
     args = parser.parse_args()
     try:
-        suite = matrix.read(args.suite, {}, ())
+        suite = read(args.suite)
         if suite.tunes:
             raise UserError(f"{args.suite} is a tuning; valid is a comparison with methods, not with a grid")
         if strange := sorted(set(args.control.split(",")) - {"", *scenarios(suite)}):
@@ -38,6 +39,12 @@ def asked(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, matrix.M
     if found.left_out:
         print(f"{path}: {len(found.left_out)} runs with other keys are left out", file=sys.stderr)
     return args, suite, [*found.scores.values(), *found.beside.values()]
+
+
+@functools.cache
+def read(name: str) -> matrix.Matrix:
+    """A comparison by its name; some hundred configurations take seconds."""
+    return matrix.read(name, {}, ())
 
 
 def seeds(text: str) -> set[int]:
