@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from test_report import Page
 
 from amn_mpi import asked, compare
 from amn_mpi.config import leaves
-from amn_mpi.report import __main__, comparison, panels, settings, style
+from amn_mpi.report import __main__, comparison, overview, panels, settings, style
 from amn_mpi.report.comparison import Comparison, Run
 from amn_mpi.report.panels import Point
+from amn_mpi.scores import FIGURES as SCORES
 from amn_mpi.scores import Board, Score
 
 EVIL = '<script>alert("1")<b>&amp; $x_$'
@@ -121,6 +123,24 @@ def test_figures_show_the_runs(done: Path) -> None:
     with style.look(style.WIDE):
         drawn = panels.curves(found, style.WIDE)
         assert drawn is not None and [len(ax.lines) for ax in drawn.axes] == [3, 3]
+
+
+def test_curves_of_other_lengths_end_together() -> None:
+    """pFedHN's schedule has one client a round, and so many rounds more."""
+    runs = {}
+    for label, curve in (("a", {1: 10.0, 30: 20.0, 60: 30.0}), ("b", {160: 5.0, 960: 15.0, 1920: 25.0})):
+        score = Score("s", label, 0, "local", dict.fromkeys(SCORES, 30.0), curve=curve)
+        runs[label] = comparison.Run(score, {}, {}, 1, curve=curve)
+    board = Board([run.score for run in runs.values()], "a")
+    found = comparison.Comparison(Path("x"), board, runs, {}, [])
+    with style.look(style.WIDE):
+        drawn = panels.curves(found, style.WIDE)
+        assert drawn is not None
+        (axes,) = drawn.axes
+        assert [list(line.get_xdata()) for line in axes.lines] == [[1, 30, 60], [5, 30, 60]]
+    assert panels.squeezed(found) == {"b": 1920}
+    assert overview._of_curves(found).endswith(" Drawn to the same length: b (1,920 rounds).")
+    assert "Drawn" not in overview._of_curves(replace(found, board=Board([runs["a"].score], "a")))
 
 
 def test_pareto_front_and_the_room_of_the_axis() -> None:

@@ -62,8 +62,7 @@ def _figures(found: Comparison, ranking: Ranking) -> Iterator[Part]:
     yield (
         "curves",
         "Accuracy over rounds",
-        "Mean over the clients and the seeds. Where few methods end far below the others, an axis begins "
-        "above them.",
+        _of_curves(found),
         lambda width: panels.curves(found, width),
     )
 
@@ -106,6 +105,15 @@ def _of_costs(found: Comparison, cost: str, first: str) -> str:
         f"{first} Means over the seeds. Filled and joined by a dotted line: the Pareto front; no method is "
         f"both cheaper and better than one of these.{more}"
     )
+
+
+def _of_curves(found: Comparison) -> str:
+    text = "Mean over the clients and the seeds. Where few methods end far below the others, an axis begins "
+    text += "above them."
+    if longer := panels.squeezed(found):
+        names = ", ".join(f"{name} ({rounds:,} rounds)" for name, rounds in longer.items())
+        text += f" Drawn to the same length: {names}."
+    return text
 
 
 def _table(table: Table) -> dict[str, Any]:

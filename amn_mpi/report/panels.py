@@ -114,11 +114,8 @@ def _costs(ax: Axes, spent: list[float], cost: str) -> None:
 
 
 def curves(found: Comparison, width: Width) -> Figure | None:
-    """Mean accuracy over rounds, a line a method."""
-    board = found.board
-    every = {s: {name: curve(found, s, name) for name in board.labels} for s in board.scenarios}
-    lines = {s: {name: line for name, line in each.items() if line} for s, each in every.items()}
-    shown = {s: each for s, each in lines.items() if each}
+    """Mean accuracy over rounds, a line a method; those of ``squeezed`` end where the others do."""
+    board, shown = found.board, _curves(found)
     if not shown:
         return None
     names = [name for name in board.labels if any(name in each for each in shown.values())]
@@ -126,10 +123,12 @@ def curves(found: Comparison, width: Width) -> Figure | None:
     fig, axes = _panels(list(shown), width, 2.0, 0.17 * -(-len(names) // across))
     handles = {}
     for k, (ax, each) in enumerate(zip(axes, shown.values())):
+        end = min(map(max, each.values()))
         for name, values in each.items():
             n, dot = board.labels.index(name), "o" if len(values) == 1 else ""
             style: dict[str, Any] = {"color": series(n), "ls": DASHES[n // 8 % 4], "lw": 1.2}
-            (handles[name],) = ax.plot(list(values), list(values.values()), marker=dot, **style)
+            at = [round * end / max(values) for round in values]
+            (handles[name],) = ax.plot(at, list(values.values()), marker=dot, **style)
         last = [list(values.values())[-1] for values in each.values()]
         if (low := floor(last)) > min(last):
             ax.set_ylim(bottom=max(0.0, 2 * low - max(last)))
@@ -137,6 +136,24 @@ def curves(found: Comparison, width: Width) -> Figure | None:
         _label(ax, k, len(axes), width, "round")
     fig.legend([handles[n] for n in names], [short(n) for n in names], loc="outside upper left", ncols=across)
     return fig
+
+
+def squeezed(found: Comparison) -> dict[str, int]:
+    """Methods with more rounds than others of their scenario -> how many: fewer clients train in each."""
+    return {
+        name: max(values)
+        for lines in _curves(found).values()
+        for name, values in lines.items()
+        if max(values) > min(map(max, lines.values()))
+    }
+
+
+def _curves(found: Comparison) -> dict[str, dict[str, dict[int, float]]]:
+    """By scenario and method, of those that have one."""
+    board = found.board
+    every = {s: {name: curve(found, s, name) for name in board.labels} for s in board.scenarios}
+    lines = {s: {name: line for name, line in each.items() if line} for s, each in every.items()}
+    return {s: each for s, each in lines.items() if each}
 
 
 def curve(found: Comparison, scenario: str, label: str) -> dict[int, float]:
