@@ -42,10 +42,8 @@ def compare_folders(folders: Sequence[str], reference: str, out: str) -> None:
                 f"{score.seed}{_differ(other, path)}; give one of them"
             )
     folder = Path(out) if out else None
-    if folder is not None and (folder / COMPARISON).exists():  # has lines of known runs, which no folder has
-        write_tables(scores, scores, reference or "amn", folder, None)
-    else:
-        write_tables(scores, scores, reference or "amn", folder, scores)
+    theirs = folder is not None and (folder / COMPARISON).exists()  # has lines of known runs, without folders
+    write_tables(scores, scores, reference or "amn", folder, None if theirs else scores)
 
 
 def _differ(one: Path, other: Path) -> str:

@@ -132,7 +132,7 @@ def main() -> None:
             lacks.append(f"{label}: {found}")
         else:
             lines.append(found)
-    lines.sort(key=lambda one: -one.average)
+    lines.sort(key=lambda one: (math.isnan(one.average), -one.average))
     seeds_text = ",".join(map(str, sorted(draws)))
     print(f"At no more than {cap / 1e6:.1f} MB a client, which {args.of} moves in all; seeds {seeds_text}:\n")
     rows = [

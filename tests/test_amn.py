@@ -301,6 +301,16 @@ def test_models_without_score_biases_are_not_softened(tmp_path: Path) -> None:
     assert not torch.allclose(biased[0].exchange.up[:, 1], biased[1].exchange.up[:, 1], rtol=0.1)
 
 
+def test_biases_of_another_number_than_the_classes_are_no_scores(tmp_path: Path) -> None:
+    """A network of one's own may end with such a layer: it is neither shifted nor softened."""
+    method = start(tmp_path, changed()).method
+    assert method._scores != slice(0, 0)
+    other = type(method)(
+        method.options, dataclasses.replace(method.setting, classes=method.setting.classes + 1)
+    )
+    assert other._scores == slice(0, 0) and not len(other.offset(torch.tensor([0, 1])))
+
+
 def write_unbiased(folder: Path) -> Path:
     path = folder / "own.py"
     path.write_text(
