@@ -1,7 +1,7 @@
 """YAML files and the command line become one checked Config. Only rank 0 imports this.
 
-jsonargparse reads types, merges and prints help; this file adds configs found by name, methods
-chosen by name, and messages of one line that name the key, the value and what is valid.
+jsonargparse reads types; this file merges configs, found by name, and the command line, adds methods
+chosen by name, help, and messages of one line that name the key, the value and what is valid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jsonargparse
 import yaml
 
 from amn_mpi import __version__, methods, plugin
-from amn_mpi.config import SECTIONS, Config, Key, all_keys, build, keys, leaves
+from amn_mpi.config import SECTIONS, Config, Key, all_keys, build, keys, leaves, nested
 from amn_mpi.errors import ConfigError, UserError
 
 SWITCHES = {
@@ -249,42 +249,39 @@ def _methods_with(name: str) -> list[str]:
     return [m for m in methods.METHODS if any(k.name == name for k in keys(methods.options(m), "method."))]
 
 
-@functools.cache
-def _parser(options: type) -> jsonargparse.ArgumentParser:
-    """One argument a key; made once, for a comparison resolves hundreds of configurations.
+def _parse_types(merged: dict[str, Any], words: Sequence[str], options: type) -> dict[str, Any]:
+    """Types as declared; a refusal is one line with what is valid."""
+    known = all_keys(options)
+    given = [(name, _text(value, known[name])) for name, value in merged.items()]
+    given += [(option[2:], value) for option, value in zip(words[::2], words[1::2])]
+    found = {name: key.default for name, key in known.items()}
+    for name, text in given:
+        try:
+            found[name] = _value(known[name].type, text)
+        except UserError:
+            raise  # a signal that came meanwhile
+        except Exception:
+            raise ConfigError(f"{name} = {text}: valid is {known[name].valid()}") from None
+    return nested(found)
 
-    Not whole dataclasses: their modules' TYPE_CHECKING imports would then be resolved, and with them
-    torch imported, before a typing error is told.
+
+@functools.cache
+def _value(kind: Any, text: str) -> Any:
+    """A text as a value of a type, by jsonargparse; a comparison asks for few values in hundreds of runs."""
+    return _parser(kind).parse_args([f"--value={text}"]).value
+
+
+@functools.cache
+def _parser(kind: Any) -> jsonargparse.ArgumentParser:
+    """For one value of a type.
+
+    Not for whole dataclasses: their modules' TYPE_CHECKING imports would then be resolved, and with them
+    torch imported, before a typing error is told. Not for all keys: each parse walks through all of them
+    several times (25 ms).
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    for key in all_keys(options).values():
-        parser.add_argument(f"--{key.name}", type=key.type, default=key.default)
+    parser.add_argument("--value", type=kind)
     return parser
-
-
-def _parse_types(merged: dict[str, Any], words: Sequence[str], options: type) -> dict[str, Any]:
-    """Types as declared, by jsonargparse; its refusal becomes one line with what is valid."""
-    known, parser = all_keys(options), _parser(options)
-    given = [f"--{k}={_text(v, known[k])}" for k, v in merged.items()]
-    given += [f"{option}={value}" for option, value in zip(words[::2], words[1::2])]
-    try:
-        return parser.parse_args(given).as_dict()
-    except UserError:
-        raise  # a signal that came meanwhile
-    except Exception as refusal:
-        for word in given:
-            _check_type(parser, word, known)
-        raise ConfigError(_one_line(refusal)) from None
-
-
-def _check_type(parser: jsonargparse.ArgumentParser, word: str, known: Mapping[str, Key]) -> None:
-    name, _, value = word[2:].partition("=")
-    try:
-        parser.parse_args([word])
-    except UserError:
-        raise
-    except Exception:
-        raise ConfigError(f"{name} = {value}: valid is {known[name].valid()}") from None
 
 
 def _text(value: Any, key: Key) -> str:

@@ -287,6 +287,18 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted key: value} as a tree of keys."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        at = tree
+        *sections, last = name.split(".")
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[last] = value
+    return tree
+
+
 def filled(tree: dict[str, Any], options: type) -> dict[str, Any]:
     """A tree that was saved as {dotted key: value}; a key that came later has its default."""
     return {**{name: k.default for name, k in all_keys(options).items()}, **leaves(tree)}

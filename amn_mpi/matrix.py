@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from amn_mpi import cli, methods
-from amn_mpi.config import Config, all_keys, differences
+from amn_mpi.config import Config, all_keys, differences, nested
 from amn_mpi.errors import ConfigError
 
 KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "known", "grid", "trials", "reference")
@@ -261,18 +261,7 @@ def _trials(tree: dict[str, Any], path: Path) -> dict[str, list[dict]]:
 def _combinations(axes: dict[str, Any]) -> list[dict]:
     flat = {key: value for key, value in cli.layer(axes, "").items() if key}
     lists = [value if isinstance(value, list) else [value] for value in flat.values()]
-    return [_nested(dict(zip(flat, values))) for values in itertools.product(*lists)]
-
-
-def _nested(flat: dict[str, Any]) -> dict:
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        at = tree
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[leaf] = value
-    return tree
+    return [nested(dict(zip(flat, values))) for values in itertools.product(*lists)]
 
 
 def _table(tree: dict[str, Any], name: str, path: Path) -> dict[str, dict]:
