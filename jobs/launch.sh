@@ -48,6 +48,15 @@ amn_out() {
     echo "$out"
 }
 
+# Whether the job's arguments ask for a text in place of a run.
+amn_asks() {
+    local word
+    for word; do
+        case $word in --dry_run | --print_config | --help | -h | --version) return 0 ;; esac
+    done
+    return 1
+}
+
 # A rank for each task of the job: amn_run FOLDER COMMAND...
 amn_run() {
     local out=$1
@@ -93,8 +102,8 @@ amn_launch() {
         wait "$amn_child"
         status=$?
     fi
-    # Launchers that lose a node may end with 0.
-    if [ "$status" = 0 ] && ! find -H "$out" -name result.json -o -name scores.csv | grep -q .; then
+    # Launchers that lose a node may end with 0; one that was asked for a text alone leaves no result.
+    if [ "$status" = 0 ] && ! amn_asks "$@" && ! find -H "$out" -name result.json -o -name scores.csv | grep -q .; then
         amn_say "there is no result in $out"
         status=1
     fi

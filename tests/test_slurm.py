@@ -249,6 +249,19 @@ def wrong_config(cluster: slurm.Cluster, folder: Path) -> None:
         assert "amn_mpi: rounds = -1" in job.log and "requeue" not in job.log
 
 
+@case
+def no_result(cluster: slurm.Cluster, folder: Path) -> None:
+    """A job that leaves none has failed whatever its launcher says, unless it was asked for a text alone."""
+    options, env = "--nodes=1 --ntasks-per-node=2", {"AMN_LAUNCHER": launcher(folder, "exit 0")}
+    lost = cluster.submit("jobs/train.sbatch", "default", cwd=folder, options=options, **env)
+    words = ("jobs/train.sbatch", "default", "--dry_run")
+    dry = cluster.submit(*words, cwd=folder, options=options)
+    lost.ends("FAILED")
+    assert "there is no result in runs/train-" in lost.log and "requeue" not in lost.log
+    dry.ends("COMPLETED")
+    assert "resume: auto" in dry.log and "there is no result" not in dry.log
+
+
 GPU_JOB = """#!/usr/bin/env bash
 #SBATCH --nodes=2 --gpus-per-node=2 --ntasks-per-node=3 --output=gpu-%j.log
 source jobs/launch.sh
