@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "local": {},
     "fedavg": {"prior": 0.0},
-    "fedavg_ft": {"head": 0, "prior": 0.0},
+    "fedavg_ft": {"head": 0, "epochs": 0, "prior": 0.0},
     "fedprox": {"mu": 0.1},
     "scaffold": {"global_lr": 1.0},
     "per_fedavg": {"hessian": "first_order", "alpha": 0.01, "delta": 0.001, "adapt_steps": 1},

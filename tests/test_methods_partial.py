@@ -204,14 +204,18 @@ def test_fedper_without_a_head_is_fedavg(tmp_path: Path, trained: Local) -> None
 
 @pytest.mark.parametrize("cohort", [1.0, 0.5])
 @pytest.mark.parametrize("trained", LOCALS, ids=["epochs", "momentum"])
-@pytest.mark.parametrize("prior", [0.0, 0.7])
-def test_only_the_head_is_fine_tuned(tmp_path: Path, prior: float, trained: Local, cohort: float) -> None:
-    options = fedavg_ft.Options(head=1, prior=prior)
+@pytest.mark.parametrize(("prior", "passes"), [(0.0, 0), (0.7, 0), (0.7, 3)])
+def test_only_the_head_is_fine_tuned(
+    tmp_path: Path, prior: float, passes: int, trained: Local, cohort: float
+) -> None:
+    options = fedavg_ft.Options(head=1, epochs=passes, prior=prior)
     run, outcomes = train(tmp_path, options, 2, local=trained, cohort=cohort)
     x, y = plain.numbers(run)
     mean = run.server["model"].double().numpy()
     used = [mean + plain.offset(y[i], prior, plain.CLASSES, SIZE) for i in range(5)]
-    tuned = [descend(used[i], x[i], y[i], trained, draw(run, 2, i, "finetune"), HEAD) for i in range(5)]
+    tuned = [
+        descend(used[i], x[i], y[i], trained, draw(run, 2, i, "finetune"), HEAD, passes) for i in range(5)
+    ]
     found = deployed(run, 2)
     np.testing.assert_allclose([d["finetuned"] for d in found], tuned, **CLOSE)
     assert all(np.array_equal(d["finetuned"][BODY], mean[BODY]) for d in found)

@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Fine-tuning is one round of local training (``local.epochs`` or ``local.steps``)."""
+    """The paper leaves open how long a client fine-tunes; here as long as it trains in a round, if not told."""
 
     name: str = key("fedavg_ft", "method")
     head: int = key(0, "how many of the last layers are fine-tuned; 0: all", ge=0)
+    epochs: int = key(0, "passes of the fine-tuning; 0: as local training says", ge=0)
     prior: float = prior_key(0.0)
 
 
 class FedAvgFinetuned(FedAvg):
-    """FedAvg's rounds; each client uses the global model after one round of local training.
+    """FedAvg's rounds; each client uses the global model after local training of its own.
 
     The tuned model is thrown away after evaluation, so the global model never sees it.
     """
@@ -51,5 +52,6 @@ class FedAvgFinetuned(FedAvg):
         self, client: Client, received: torch.Tensor, engine: Engine
     ) -> Iterator[tuple[str, torch.Tensor]]:
         order, model = client.generator("finetune"), self.to_client(received[0], client.y)
-        yield "finetuned", engine.train(model, client.x, client.y, order, only=self.tuned)
+        epochs = self.options.epochs
+        yield "finetuned", engine.train(model, client.x, client.y, order, epochs=epochs, only=self.tuned)
         yield from super().deployed(client, received, engine)
