@@ -12,8 +12,7 @@ tuned: quick_tuned.yaml             # a file with more `methods`, which come fir
 known: ../../docs/results/quick.csv # scores.csv of finished runs, which are not run again
 ```
 A file for tuning has ``grid`` in place of ``methods``: for each label the values of some keys, whose
-combinations are its trials, or a list of trials, each with its keys; and ``trials``, the number that
-every method gets.
+combinations are its trials, or a list of such tables; and ``trials``, the number that every method gets.
 """
 
 from __future__ import annotations
@@ -250,7 +249,9 @@ def _trials(tree: dict[str, Any], path: Path) -> dict[str, list[dict]]:
         raise ConfigError(f"{path}: methods: beside grid, which takes its place; give one of them")
     found = {}
     for label, axes in _table(tree, "grid", path).items():
-        found[label] = _combinations(axes) if isinstance(axes, dict) else axes
+        found[label] = [
+            one for some in ([axes] if isinstance(axes, dict) else axes) for one in _combinations(some)
+        ]
         if len(found[label]) != budget:
             raise ConfigError(
                 f"{path}: grid: {label} has {len(found[label])} trials; every method gets trials = {budget}"

@@ -251,6 +251,18 @@ def test_trials_are_all_combinations(tmp_path: Path) -> None:
     assert only(again).config == mine[3].config
 
 
+def test_a_list_of_trials_may_have_combinations(tmp_path: Path) -> None:
+    lists = "mine: [{method: {name: ditto, lam: 3}}, {method: {name: ditto, lam: [1, 2]}, local: {lr: 0.2}}]"
+    found = read(
+        tmp_path,
+        f"{GRID.partition('  mine:')[0].replace('0.3, 0.4', '0.3')}  {lists}".replace(
+            "trials: 4", "trials: 3"
+        ),
+    )
+    mine = [cell.config for cell in found.cells if cell.label == "mine" and cell.scenario == "t"]
+    assert [(c.method.lam, c.local.lr) for c in mine] == [(3.0, 0.05), (1.0, 0.2), (2.0, 0.2)]
+
+
 def test_nothing_is_tuned_on_test_samples_and_no_trial_counts_twice(tmp_path: Path) -> None:
     line = refused(tmp_path, GRID.replace("keys: {data: {validation: 0.25}}\n", ""))
     has(line, "my.yaml, s: data.validation = 0: a tuning needs a part to judge by")
