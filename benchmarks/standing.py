@@ -3,8 +3,8 @@
     python benchmarks/standing.py standard_cifar10 [--scores FILE] [--chosen 0,1,2] [--judged 10,11,12]
 
 Seeds ``--chosen`` choose the best baseline of a scenario, AMN is held against it on those of ``--judged``.
-Accuracies are means of the last five rounds, of which ± is the standard deviation over the seeds; that of a
-lead is its 95 % interval by Student's t over them.
+Accuracies are means of the last five rounds, those of worst tenths are of the last one. ± of an accuracy is
+the standard deviation over the seeds; that of a lead is its 95 % interval by Student's t over them.
 
 A method has to have all runs that a table is of; those that lack some are named below. A run that diverged
 counts as 0 where a baseline is chosen. In the first table a scenario in which a baseline diverged is left out
@@ -179,7 +179,7 @@ def _show_rivals(found: list[Rival], reference: str, every: list[str]) -> None:
         (r.scenario, r.label, f"{r.chosen:.1f}", signed(r.lead), signed(r.worst), r.behind) for r in found
     ]
     ahead = f"{reference} ahead by ± 95 %"
-    columns = ("scenario", "best baseline", "it had", ahead, "worst tenth, the same", "wholly below -0.3")
+    columns = ("scenario", "best baseline", "it had", ahead, "worst tenth, last round", "wholly below -0.3")
     table(columns, rows)
     better = sum(r.worst.mean > 0 for r in found)
     print(f"Worst tenth of the clients ahead in {better} of {len(found)} scenarios; there are {len(every)}.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """The paper leaves open how long a client fine-tunes; here as long as it trains in a round, if not told."""
+    """How long a client fine-tunes is left open by the paper; here as long as it trains in a round."""
 
     name: str = key("fedavg_ft", "method")
     head: int = key(0, "how many of the last layers are fine-tuned; 0: all", ge=0)
