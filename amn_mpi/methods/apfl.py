@@ -33,7 +33,8 @@ class APFL(FedAvg):
     factor alpha is the chain rule of grad_v f(u)). With ``adaptive``, the first step of a round
     also moves alpha by -eta <v - w, grad f(u)>, clipped to [0, 1]: once a round, as in the authors'
     code, and without the regulariser that code adds. The server averages w over the cohort without
-    weights. Evaluated is u with the client's own w at the end of its turn, as by the authors.
+    weights. Evaluated is u with the client's own w at the end of its turn, as by the authors (whose
+    code mixes the outputs of the two networks in place of their parameters).
     """
 
     Options: ClassVar[Any] = Options

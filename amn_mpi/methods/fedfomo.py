@@ -39,7 +39,8 @@ class FedFomo(Method):
     trained model is one of the candidates; where no candidate is better, theta_i itself remains:
     both as in the authors' code. The server fills each of the M slots with the client of highest
     affinity P_ij, or with probability epsilon with a random one; P_ij sums the w_n before max and
-    normalisation. Evaluated: the trained model.
+    normalisation (the authors' code norms them in each round, and can add means of groups of clients
+    and of all to the candidates). Evaluated: the trained model.
     """
 
     Options: ClassVar[Any] = Options

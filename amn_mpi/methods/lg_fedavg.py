@@ -20,7 +20,8 @@ class Options:
 
 
 class LGFedAvg(PartlyShared):
-    """The other way round than FedPer: the head is averaged by samples, each client's own body stays.
+    """The other way round than FedPer: the head is averaged by samples (in the authors' code plainly), each
+    client's own body stays.
 
     It starts from the common initial model; the authors' experiments start from a model that
     FedAvg has trained for hundreds of rounds.
