@@ -48,7 +48,7 @@ class Options:
     )
     common_rounds: int = key(5, "rounds of plain averaging first", ge=0)
     meta_rounds: int = key(30, "rounds after which the meta-network stays and all samples train", ge=0)
-    held_out: float = key(0.125, "part of the training samples for the meta step alone, so long", gt=0, lt=1)
+    held_out: float = key(0.125, "part of training samples for the meta step alone until then", gt=0, lt=1)
     soften: float = key(3.0, "temperature of the scores in the held-out loss", gt=0, le=100)
     fit: int = key(
         1, "epochs of the last layer on a client's samples before use; 0: the hybrid as it is", ge=0
