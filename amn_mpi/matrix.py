@@ -31,8 +31,9 @@ from amn_mpi.errors import ConfigError
 
 KEYS = ("seeds", "config", "keys", "scenarios", "methods", "tuned", "known", "grid", "trials", "reference")
 SEED = all_keys(methods.options(methods.DEFAULT))["seed"]
-# What may differ between a finished cell and the file: how and where it runs.
 OWN = ("seed", "out", "baselines")
+EVERY = "the command line's keys hold for all methods of a comparison; an option of one goes into its file"
+# What may differ between a finished cell and the file: how and where it runs.
 FREE = (
     "out",
     "progress",
@@ -209,8 +210,10 @@ def _resolve(
     try:
         return cli.resolve([*layers, *named], ["--seed", "0", *words])
     except ConfigError as error:
-        told = any(layer[""] in str(error) for layer in (*layers, *named))
-        raise error if told else ConfigError(f"{path}, {label}: {error}") from None
+        if any(layer[""] in str(error) for layer in (*layers, *named)):
+            raise
+        hint = f"; {EVERY}" if "(command line); it belongs to method.name" in str(error) else ""
+        raise ConfigError(f"{path}, {label}: {error}{hint}") from None
 
 
 def difference(config: Config, done: dict[str, Any]) -> str:

@@ -218,6 +218,7 @@ def test_what_a_command_line_adds_holds_for_every_run(tmp_path: Path) -> None:
     has(refused(tmp_path, SMALL, "--nosuch", "1"), "nosuch: unknown key (command line)", "valid are")
     has(refused(tmp_path, SMALL, "--local.lrr", "1"), "local.lrr", "did you mean local.lr?")
     has(refused(tmp_path, SMALL, "--rounds", "0"), "rounds = 0", ">= 1")
+    has(refused(tmp_path, SMALL, "--method.lam", "1"), "belongs to method.name = ", "hold for all methods")
 
 
 # ---- grids
