@@ -183,6 +183,7 @@ def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need]
     """All ranks of a sharded server, given what the owners need for their clients."""
     clients, size, returned = method.setting.clients, method.setting.layout.size, method.wire.returned
     owners, rounds, given = len(workers), config.rounds, _returned(config, method)
+    received = method.wire.received
     weights = method.matrices * cohort * clients
     measured = cohort * sum(method.numbers(t) for t in range(1, rounds + 1))  # a block, in all rounds
     steps = [method.blocks[k : k + owners] for k in range(0, len(method.blocks), owners)]
@@ -193,10 +194,10 @@ def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need]
         held = sum(block.size for block in blocks)
         # Rows to send; rows of a block, and those of them that count; what the block takes beside them.
         floats = own * returned * widest + 2 * cohort * returned * method.widest + method.block_floats(cohort)
-        floats += (clients + method.from_start) * held + weights
+        floats += (clients * len(method.mirrors) + method.from_start) * held + weights
         # Its own columns stay, those of the other clients' rows come, and as many hybrids go.
-        down = rounds * ((cohort - own) * returned * held - own * held + weights)
-        up = rounds * ((cohort - own) * held - own * given * held) + len(blocks) * measured
+        down = rounds * ((cohort - own) * returned * held - own * received * held + weights)
+        up = rounds * ((cohort - own) * received * held - own * given * held) + len(blocks) * measured
         found.append(_more(need, floats, down, up, rounds))
     apart = method.apart_rows(cohort) * size + _features(method, cohort) / FLOAT
     if alone:

@@ -130,7 +130,7 @@ class Exchange:
         comm, counts = self.comm, self.placement.counts(cohort)
         mine = 0 if comm.owner is None else int(counts[comm.owner])
         if self.shards is not None:
-            self.shards.mix(server, round, cohort, self._down[:mine, 0])
+            self.shards.mix(server, round, cohort, self._down[:mine])
             return self._down[:mine]
         rows = self._down[: len(cohort)]
         if comm.is_server:

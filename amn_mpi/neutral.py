@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "amn": {
         **{"tau": 8.0, "sketch": 512, "gate": 0.1, "evidence_lr": 30.0, "gate_lr": 0.5, "price": 0.3},
         **{"common_rounds": 5, "meta_rounds": 30, "held_out": 0.125, "soften": 3.0},
-        **{"fit": 1, "prior": 1.0, "report": "fitted", "recall": 0.8},
+        **{"fit": 1, "prior": 1.0, "report": "fitted", "recall": 0.8, "drift": 0.0},
     },
     "local": {},
     "fedavg": {"prior": 0.0},

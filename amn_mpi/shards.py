@@ -19,7 +19,7 @@ import torch
 from amn_mpi import blocks
 from amn_mpi.blocks import Block, Scratch
 from amn_mpi.comm import Communicator
-from amn_mpi.left import PARAMETERS, Left
+from amn_mpi.left import Left
 from amn_mpi.methods.base import Arrived, State
 from amn_mpi.methods.mixing import Columns, Mixing
 from amn_mpi.placement import Placement
@@ -42,10 +42,15 @@ class Shards:
     ) -> None:
         self._comm, self._placement, self._method = comm, placement, method
         self._scratch, self.left = Scratch(), Left(comm)
-        clients = method.setting.clients
+        clients, kept = method.setting.clients, method.keeps(initial)
         mine = [] if comm.owner is None else method.blocks[comm.owner :: comm.owners]
         self._held = [
-            Columns(block, self._start(block, initial), initial[block.columns].repeat(clients, 1), NOTHING)
+            Columns(
+                block,
+                self._start(block, initial),
+                tuple(kept[own][block.columns].repeat(clients, 1) for own in method.mirrors.values()),
+                NOTHING,
+            )
             for block in mine
         ]
 
@@ -54,7 +59,7 @@ class Shards:
         return whole[block.columns].clone() if self._method.from_start else NOTHING
 
     def mix(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
-        """Fill this rank's members' hybrids, (own, P)."""
+        """Fill what this rank's members receive, (own, received, P)."""
         method = self._method
         weights = torch.empty(method.matrices, len(cohort), method.setting.clients)
         if self._comm.is_server:
@@ -62,7 +67,8 @@ class Shards:
         for matrix in weights:
             self._comm.broadcast(matrix.numpy())
         for step, held in self._steps():
-            self._hand_out(weights, cohort, step, held, out)
+            for k in range(len(method.mirrors)):
+                self._hand_out(weights, cohort, step, held, k, out[:, k])
 
     def aggregate(
         self, server: State, round: int, cohort: np.ndarray, arrived: Arrived | None, up: torch.Tensor
@@ -90,15 +96,18 @@ class Shards:
 
     def restore(self, server: State, state: State) -> None:
         """Go on from the state of all clients and, where there is one, from rank 0's reference."""
-        models, reference = state[self._method.mirrors["models"]], NOTHING
-        if self._method.from_start:
-            reference = server["reference"] if self._comm.is_server else torch.empty(models.shape[1])
+        method, reference = self._method, NOTHING
+        if method.from_start:
+            size = method.setting.layout.size
+            reference = server["reference"] if self._comm.is_server else torch.empty(size)
             self._comm.broadcast(reference.numpy())
-        everyone = np.arange(self._method.setting.clients)
+        everyone = np.arange(method.setting.clients)
         for step, held in self._steps():
-            rows = self._columns_of(models[:, None], everyone, step, held, (PARAMETERS,))
+            for k, (own, kind) in enumerate(zip(method.mirrors.values(), method.wire.kinds)):
+                rows = self._columns_of(state[own][:, None], everyone, step, held, (kind,))
+                if held is not None:
+                    held.stacks[k].copy_(rows[:, 0])
             if held is not None:
-                held.models.copy_(rows[:, 0])
                 held.reference.copy_(self._start(held.block, reference))
 
     # ---- inside
@@ -118,12 +127,13 @@ class Shards:
         cohort: np.ndarray,
         step: Sequence[Block],
         held: Columns | None,
+        k: int,
         out: torch.Tensor,
     ) -> None:
-        """One step of ``mix``. What a step takes goes before the next one."""
+        """One step of ``mix`` for the k-th vector, (own, P). What a step takes goes before the next one."""
         made, give = torch.empty(0), [0]
         if held is not None:
-            made = blocks.mix(weights, held.models, held.block)
+            made = blocks.mix(weights, held.stacks[k], held.block)
             give = [int(count) * held.block.size for count in self._placement.counts(cohort)]
         sizes = [len(out) * block.size for block in step]
         received = self._scratch("received", sum(sizes))
@@ -149,7 +159,8 @@ class Shards:
         found = None
         if self._method.numbers(round):
             found = self._method.measure(round, members, replace(held, rows=rows)).numpy()
-        held.models[torch.from_numpy(members)] = rows[:, 0]
+        for k, stack in enumerate(held.stacks):
+            stack[torch.from_numpy(members)] = rows[:, k]
         return found
 
     def _columns_of(

@@ -152,14 +152,15 @@ def sgd(
     local: Local,
     draw: np.random.Generator,
     only: slice = slice(None),
+    shift: Array | float = 0.0,
 ) -> Array:
-    """v <- momentum v + g + decay w, w <- w - lr v; v starts at 0; all of it in the part ``only``."""
+    """v <- momentum v + g + decay w + shift, w <- w - lr v; v starts at 0; all of it in the part ``only``."""
     w, v, taken = np.array(w, np.float64), np.zeros(len(w)), 0
     while local.steps == 0 or taken < local.steps:
         order = draw.permutation(len(y))
         for first in range(0, len(y), local.batch_size):
             batch = order[first : first + local.batch_size]
-            v = local.momentum * v + model(w, x[batch], y[batch])[1] + local.weight_decay * w
+            v = local.momentum * v + model(w, x[batch], y[batch])[1] + local.weight_decay * w + shift
             w[only] = w[only] - local.lr * v[only]
             taken += 1
             if taken == local.steps:
@@ -323,6 +324,7 @@ class Picture:
     models: Array
     meta: Meta
     attention: Array
+    drifts: Array
 
 
 def offset(y: Array, prior: float, classes: int, size: int) -> Array:
@@ -342,6 +344,7 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
     held = [max(min(2, len(y) // 2), min(len(y) // 2, round(o.held_out * len(y)))) for y in ys]
     w0 = initial(run)
     theta, hybrid = np.tile(w0, (n, 1)), np.tile(w0, (n, 1))
+    drift = np.zeros_like(theta)
     own = [offset(y, o.prior, CLASSES, len(w0)) for y in ys]
     seen, features = np.zeros(n, bool), [[] for _ in range(n)]
     sketches: dict[int, Array] = {}
@@ -351,26 +354,34 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
     for t in range(1, rounds + 1):
         cohort, learning = members(config, t, n), t <= o.meta_rounds
         s = similarity(features, layers, o.sketch)
-        down = {}
+        down, shift = {}, {}
         for i in cohort:
             if not seen.any():
-                down[i] = w0
+                down[i], shift[i] = w0, 0 * w0
                 continue
             weights = np.tile(np.where(seen, samples, 0) / samples[seen].sum(), (layers, 1))
             if t > o.common_rounds:
                 weights = mixing(meta, o.tau, s, samples, seen, i)
-            down[i] = np.concatenate([weights[layer] @ theta[:, g] for layer, g in enumerate(groups)])
-        new, inner = {}, []
+            down[i], heard = (
+                np.concatenate([weights[layer] @ rows[:, g] for layer, g in enumerate(groups)])
+                for rows in (theta, drift)
+            )
+            shift[i] = o.drift * (heard - drift[i])  # over all steps of the round together
+        new, inner, ahead = {}, [], theta - drift
         for i in cohort:
             h = held[i] if learning else 0
             draw = rng.generator(config.seed, "shuffle", t, int(i))
-            new[i] = sgd(mlp, down[i] + own[i], xs[i][h:], ys[i][h:], config.local, draw) - own[i]
+            steps = config.local.epochs * -(-(len(ys[i]) - h) // config.local.batch_size)
+            each = shift[i] / (steps * config.local.lr)
+            new[i] = sgd(mlp, down[i] + own[i], xs[i][h:], ys[i][h:], config.local, draw, shift=each)
+            new[i] -= own[i]
             if learning and not h:
                 inner.append([np.zeros(n)] * layers)  # says nothing
             elif learning:
                 part = (xs[i][:h], ys[i][:h], o.soften, own[i][-CLASSES:])
                 g = mlp(new[i], *part)[1]
-                inner.append([theta[:, c] @ across(g[c], new[i][c]) for c in groups])
+                others = ahead if o.drift else theta
+                inner.append([others[:, c] @ across(g[c], new[i][c]) for c in groups])
         if learning and t > o.common_rounds:
             by_layer = np.array(inner).transpose(1, 0, 2)
             found = lesson(meta.omega, o.tau, s, samples, seen, cohort, by_layer)
@@ -380,13 +391,17 @@ def amn(run: Run, groups: list[slice], signs: Array, rounds: int) -> Iterator[Pi
             p = np.array([samples[i] for i in gains])
             gain, noise = pooled(np.array(list(gains.values())), p / p.sum())
             meta = meta_step(meta, found.slope, gain, noise, sizes, o)
-        sketches.update({i: sketch(new[i], signs, groups, o.sketch) for i in cohort})
         for i in cohort:
             theta[i], hybrid[i], seen[i] = new[i], down[i], True
+            astray = 0 < np.linalg.norm(drift[i]) < np.linalg.norm(down[i] - new[i])
+            drift[i] = 0 if astray else down[i] - new[i] - shift[i]
+            features_of = theta[i] - drift[i] if o.drift else theta[i]
+            sketches[i] = sketch(features_of, signs, groups, o.sketch)
+        for i in cohort:
             features[i].append(sketches[i] - np.mean(list(sketches.values()), axis=0))
         s = similarity(features, layers, o.sketch)
         every = np.stack([attention(meta.omega, o.tau, s, i, seen) for i in range(n)])
-        yield Picture(hybrid.copy(), theta.copy(), meta, every)
+        yield Picture(hybrid.copy(), theta.copy(), meta, every, drift.copy())
 
 
 def signs_of(run: Run) -> Array:

@@ -17,6 +17,7 @@ from amn_mpi import metrics, rng, rounds, session, turns
 from amn_mpi.clock import Clock
 from amn_mpi.config import Config, Data, Evaluate, Local, Model
 from amn_mpi.data import load_clients, prepare
+from amn_mpi.errors import ConfigError
 from amn_mpi.methods import fedavg_ft, local
 from amn_mpi.methods.amn import Options, held_out
 
@@ -32,6 +33,7 @@ OPTIONS = Options(
     fit=2,
 )
 TRAINED = Local(epochs=2, steps=0, batch_size=8, lr=0.1, momentum=0.3, weight_decay=0.01)
+STEADY = dataclasses.replace(TRAINED, momentum=0.0)
 MLP = Model("mlp", hidden=plain.HIDDEN)
 CUT = plain.HIDDEN * (plain.FEATURES + 1)
 GROUPS = [slice(0, CUT), slice(CUT, CUT + plain.CLASSES * (plain.HIDDEN + 1))]  # both over 16 long
@@ -46,7 +48,12 @@ def start(folder: Path, options: Options = OPTIONS, **keys: Any) -> rounds.Run:
 def shown(run: rounds.Run) -> dict[str, np.ndarray]:
     """What the run holds on rank 0 and at the clients."""
     evidence, gate = run.server["meta"].double().numpy()
+    drift = {}
+    if "drift" in run.state:
+        stack = run.method.stack.rows(run.server["drifts"])
+        drift = {"drifts": run.state["drift"].numpy(), "server's drifts": stack.numpy()}
     return {
+        **drift,
         "hybrids": run.state["hybrid"].numpy(),
         "models": run.state["model"].numpy(),
         "server's models": run.method.stack.rows(run.server["models"]).numpy(),
@@ -58,6 +65,8 @@ def shown(run: rounds.Run) -> dict[str, np.ndarray]:
 
 def wanted(picture: plain.Picture) -> dict[str, np.ndarray]:
     return {
+        "drifts": picture.drifts,
+        "server's drifts": picture.drifts,
         "hybrids": picture.hybrids,
         "models": picture.models,
         "server's models": picture.models,
@@ -94,6 +103,9 @@ def changed(**keys: Any) -> Options:
         (changed(meta_rounds=6), {"cohort": 0.6}),
         (changed(meta_rounds=2), {}),
         (changed(meta_rounds=0), {}),
+        (changed(drift=1.0), {"local": STEADY}),
+        (changed(drift=1.0), {"local": STEADY, "cohort": 0.6, "seed": 5}),
+        (changed(drift=0.6, meta_rounds=6, common_rounds=1), {"local": STEADY, "cohort": 0.6}),
     ],
     ids=[
         "everyone",
@@ -113,6 +125,9 @@ def changed(**keys: Any) -> Options:
         "so with a cohort",
         "fewer meta rounds than common ones",
         "no meta rounds",
+        "corrected",
+        "corrected with a cohort",
+        "half corrected",
     ],
 )
 def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, Any]) -> None:
@@ -122,7 +137,7 @@ def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, An
     for t, picture in enumerate(expected, 1):
         figures = plain.one_round(run).figures
         here, there = shown(run), wanted(picture)
-        for name in there:
+        for name in here:
             np.testing.assert_allclose(here[name], there[name], err_msg=f"{name}, round {t}", **CLOSE)
         np.testing.assert_allclose(figures["gate"], picture.meta.gates, **CLOSE)
         np.testing.assert_allclose(figures["evidence"], picture.meta.omega, **CLOSE)
@@ -130,6 +145,53 @@ def test_rounds_equal_numpy(tmp_path: Path, options: Options, keys: dict[str, An
     moved = abs(there["gate"] - np.log(options.gate / (1 - options.gate))).max()
     assert (moved > 0.1) == (steps and options.gate_lr > 0)
     assert (np.ptp(there["evidence"]) > 0.03) == (steps and options.evidence_lr > 0)
+
+
+def test_momentum_is_refused_where_steps_are_corrected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start(tmp_path, changed(drift=0.5))
+    assert str(caught.value) == (
+        "local.momentum = 0.3: method.drift = 0.5 corrects steps without momentum; "
+        "valid is 0, or method.drift 0"
+    )
+
+
+def test_running_statistics_do_not_drift(tmp_path: Path) -> None:
+    run = start(tmp_path, changed(drift=1.0), local=STEADY, model=Model("mlp_bn", hidden=plain.HIDDEN))
+    trained = run.method.setting.layout.trained
+    for t in range(4):
+        plain.one_round(run)
+        drifts, models = run.state["drift"], run.state["model"]
+        assert t or drifts[:, :trained].any(1).all()
+        assert not drifts[:, trained:].any() and (models[:, trained:] != models[0, trained:]).any()
+
+
+def test_a_client_that_is_led_astray_starts_over(tmp_path: Path) -> None:
+    """Where it went further from its hybrid than its drift was long, that is taken for no drift."""
+    run, seen = start(tmp_path, changed(drift=1.0), local=STEADY), set()
+    for _ in range(8):
+        before = run.state["drift"].clone()
+        plain.one_round(run)
+        for i in range(5):
+            went = (run.state["hybrid"][i] - run.state["model"][i]).norm()
+            astray = bool(0 < before[i].norm() < went)
+            assert astray == (not run.state["drift"][i].any())
+            seen.add(astray)
+    assert seen == {True, False}
+
+
+def test_drifts_cancel_where_all_clients_are_alike(tmp_path: Path) -> None:
+    """Of full batches of the same samples all gradients are one, so nothing is corrected."""
+    same = dataclasses.replace(STEADY, batch_size=1000)
+    runs = [start(tmp_path, changed(drift=d, prior=0.0, held_out=1e-6), local=same) for d in (0.0, 1.0)]
+    for run in runs:
+        first = run.samples[0]
+        run.samples.update(dict.fromkeys(run.samples, first))
+        for _ in range(4):
+            plain.one_round(run)
+    found = [run.state["model"].numpy() for run in runs]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-4)
+    assert abs(found[0] - plain.initial(runs[0])).max() > 0.1
 
 
 def test_what_is_evaluated(tmp_path: Path) -> None:
@@ -388,7 +450,7 @@ def test_a_single_sample_beside_others_equals_numpy(tmp_path: Path) -> None:
     for picture in plain.amn(run, GROUPS, plain.signs_of(run), 6):
         plain.one_round(run)
         here, there = shown(run), wanted(picture)
-        for name in there:
+        for name in here:
             np.testing.assert_allclose(here[name], there[name], err_msg=name, **CLOSE)
 
 

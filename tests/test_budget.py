@@ -65,6 +65,23 @@ def test_amn_on_three_ranks() -> None:
     assert workers[0].memory == budget.BASE + 1200 + vectors
 
 
+def test_amn_with_drifts() -> None:
+    """Two vectors down, two or three up, one more kept, one more scratch; all of it twice on rank 0."""
+    config = settings("amn")
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, drift=1.0))
+    server, *workers = needs(3, config)
+    vectors = (4 + 1 + 2 * (2 + 3 + 3)) * 40 + 10 + 2 * 2 * 4 * 512
+    told, run = 16 + 2 * 4 * 512, (7 * 2 + 2) * 2 * 40
+    expected = budget.Need(
+        clients=2, data=1200, vectors=vectors, down=160, up=round(told + run / 7), down_run=1120,
+        up_run=run + 7 * told + 7 * 2 * 3 * 8 + 80,
+    )  # fmt: skip
+    assert workers == [expected, expected]
+    # 3 + 2 owners, 8 down, 12 gathered; models and drifts, and 4 x 10 columns of both together.
+    floats = (3 + 2 + 8 + 12) * 10 + 2 * SKETCHES + 2 * MODELS + BLOCK + 4 * 10 + AMN
+    assert server == budget.Need(0, 0, floats * 4, 320, 2 * expected.up, 2240, 2 * expected.up_run)
+
+
 def test_amn_alone_sends_nothing() -> None:
     floats = (4.25 + 4 * 5) * 10 + 4 * SKETCHES + MODELS + BLOCK + AMN
     assert needs(1, settings("amn")) == [budget.Need(4, 2400, int(floats * 4))]

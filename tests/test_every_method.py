@@ -41,7 +41,8 @@ KEYS = (
     17,
 )
 NAMES = [*(f"{name}_bn" if name == "fedbn" else name for name in METHODS), "fedavg_bn", "ditto_bn"]
-NAMES += ["fedavg_prior", "fedavg_ft_prior"]
+NAMES += ["fedavg_prior", "fedavg_ft_prior", "amn_drift"]
+HERE = [*METHODS, "amn_drift"]  # which sends other vectors than amn
 # Who has one model for clients that come when the training is over.
 SERVES = {
     "amn",
@@ -89,7 +90,7 @@ def test_half_a_cohort_on_1_3_and_5_ranks(half: dict[int, dict[str, Any]], name:
     one, three, five = (half[n]["unbroken"][name] for n in (1, 3, 5))
     assert one == three == five
     different = len(set(one["models"]))
-    shared = not name.endswith("_prior") and get(name.removesuffix("_bn")).models[0] == "global"
+    shared = not name.endswith(("_prior", "_drift")) and get(name.removesuffix("_bn")).models[0] == "global"
     if name == "ifca":
         assert 1 <= different <= 4, "one model a group"
     else:
@@ -173,11 +174,12 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(
 
 
 def begun(folder: Path, name: str, cohort: float = 1.0) -> rounds.Run:
-    return plain.start(folder, get(name).Options(), rounds=3, cohort=cohort, local=Local(epochs=1, lr=0.1))
+    options = get("amn").Options(drift=1.0) if name == "amn_drift" else get(name).Options()
+    return plain.start(folder, options, rounds=3, cohort=cohort, local=Local(epochs=1, lr=0.1))
 
 
 @pytest.mark.parametrize("cohort", [1.0, 0.5])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", HERE)
 def test_buffers_are_as_large_as_declared(tmp_path: Path, name: str, cohort: float) -> None:
     this = begun(tmp_path, name, cohort)
     method, exchange, own = this.method, this.exchange, this.clients
@@ -199,7 +201,7 @@ def test_buffers_are_as_large_as_declared(tmp_path: Path, name: str, cohort: flo
         assert members < own
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", HERE)
 def test_what_a_turn_allocates_for_its_state(tmp_path: Path, name: str) -> None:
     """State that points into what travels anyway costs nothing; nothing points into the workspace."""
     this = begun(tmp_path, name)
@@ -223,7 +225,7 @@ def test_what_a_turn_allocates_for_its_state(tmp_path: Path, name: str) -> None:
         assert new == pytest.approx(this.method.fresh * this.method.setting.layout.size)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", HERE)
 def test_server_state_is_within_what_is_declared(tmp_path: Path, name: str) -> None:
     this = begun(tmp_path, name)
     plain.one_round(this)
@@ -233,7 +235,7 @@ def test_server_state_is_within_what_is_declared(tmp_path: Path, name: str) -> N
     assert all(v.isfinite().all() for v in this.server.values() if v.is_floating_point())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", HERE)
 def test_newcomers_change_nothing_on_the_server(tmp_path: Path, name: str) -> None:
     """What it hands out and what it answers leave the state as it was."""
     this = begun(tmp_path, name)
@@ -246,10 +248,10 @@ def test_newcomers_change_nothing_on_the_server(tmp_path: Path, name: str) -> No
     except ConfigError:
         assert name not in SERVES
         return
-    assert name in SERVES
+    assert name.removesuffix("_drift") in SERVES
     models = start + torch.linspace(-1, 1, 3 * len(start)).view(3, -1)
     reply = this.method.receive(this.server, models)
-    assert (reply is not None) == (name in ("amn", "pfedhn"))
+    assert (reply is not None) == (name in ("amn", "amn_drift", "pfedhn"))
     assert reply is None or reply.models.shape == models.shape
     assert set(before) == set(this.server)
     assert all(torch.equal(before[key], this.server[key]) for key in before)

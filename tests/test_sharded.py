@@ -43,7 +43,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
 
 
 @pytest.mark.parametrize("cohort", [1.0, 0.5])
-@pytest.mark.parametrize("name", ["amn", "fedamp", "heur_fedamp"])
+@pytest.mark.parametrize("name", ["amn", "corrected", "fedamp", "heur_fedamp"])
 def test_the_same_bits_as_on_rank_0(found: dict[int, dict], name: str, cohort: float) -> None:
     """Models, clients' and server's state, metrics, scores."""
     first = found[1][f"{name} {cohort} rank0"]
@@ -51,13 +51,15 @@ def test_the_same_bits_as_on_rank_0(found: dict[int, dict], name: str, cohort: f
         for server in ("rank0", "sharded"):
             assert found[n][f"{name} {cohort} {server}"] == first, (n, server)
     assert len(set(first["models"])) == 9 and len(first["rounds"]) == 4
-    if name == "amn":  # the meta-network has moved
+    if name in ("amn", "corrected"):  # the meta-network has moved
         assert first["rounds"][-1]["gate"] != first["rounds"][0]["gate"]
+    if name == "corrected":
+        assert first["models"] != found[1][f"amn {cohort} rank0"]["models"]
 
 
 def test_resumed_is_unbroken(found: dict[int, dict]) -> None:
-    """From a checkpoint of either server, made on as many ranks or on others."""
-    unbroken, here = found[1]["amn 0.5 rank0"], []
+    """Models and drifts, from a checkpoint of either server, made on as many ranks or on others."""
+    unbroken, here = found[1]["corrected 0.5 rank0"], []
     for n in RANKS:
         here.append(n)
         expected = {

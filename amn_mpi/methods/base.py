@@ -69,7 +69,7 @@ class Method:
     wire: Wire
     models: ClassVar[tuple[str, ...]] = ("local",)
     aside: ClassVar[str] = ""
-    mirrors: ClassVar[Mapping[str, str]] = {}
+    mirrors: Mapping[str, str] = {}
     plain_sgd: ClassVar[bool] = False
     fresh: float = 0.0
     scratch: float = 0.0

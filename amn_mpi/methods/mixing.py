@@ -31,26 +31,35 @@ class Columns:
 
     Attributes:
         reference: everybody's start, (width,), for methods with ``from_start``, else empty.
-        models: every client's newest model before the round, (N, width).
-        rows: what the cohort returned, (n, returned, width); its models are ``rows[:, 0]``. How they
+        stacks: what every client had returned last before the round, each (N, width), in the order of
+            ``Method.mirrors``: the models first.
+        rows: what the cohort returned, (n, returned, width), those of ``stacks`` first. How they
             lie in memory depends on the server: copy those that go into a product (``own_array``).
     """
 
     block: Block
     reference: torch.Tensor
-    models: torch.Tensor
+    stacks: tuple[torch.Tensor, ...]
     rows: torch.Tensor
+
+    @property
+    def models(self) -> torch.Tensor:
+        """Every client's newest model before the round, (N, width)."""
+        return self.stacks[0]
 
 
 class Mixing(Method):
     """u_i^l = sum_j weight_ij^l theta_j^l goes down to client i; its new theta_i comes back first.
+
+    Where ``mirrors`` has more than the models, that is mixed by the same weights and goes down behind them,
+    each as a vector of its own, and comes back in the same order.
 
     Attributes:
         blocks: all columns, in the order in which ``measure`` is summed.
         from_start: ``measure`` needs everybody's start; it is the server state "reference".
     """
 
-    mirrors: ClassVar[Mapping[str, str]] = {"models": "model"}
+    mirrors: Mapping[str, str] = {"models": "model"}
     from_start: ClassVar[bool] = False
 
     def __init__(self, options: Any, setting: Setting) -> None:
@@ -105,8 +114,12 @@ class Mixing(Method):
     def personalise(self, server: State, round: int, cohort: np.ndarray, out: torch.Tensor) -> None:
         weights = self.weights_down(server, round, cohort)
         for block in self.blocks:
-            models = self.stack(server["models"], block)
-            blocks.mix(weights, models, block, out=out[:, 0, block.columns])
+            for k, stack in enumerate(self._stacks(server, block)):
+                blocks.mix(weights, stack, block, out=out[:, k, block.columns])
+
+    def _stacks(self, server: State, block: Block) -> tuple[torch.Tensor, ...]:
+        """What is mixed, in a block."""
+        return tuple(self.stack(server[name], block) for name in self.mirrors)
 
     def mixed(self, server: State, weights: torch.Tensor) -> torch.Tensor:
         """Sums of all clients' newest models by weights (matrices, n, N): (n, P)."""
@@ -120,14 +133,15 @@ class Mixing(Method):
     def aggregate(self, server: State, round: int, cohort: np.ndarray, arrived: Arrived) -> dict[str, Any]:
         measured = self.nothing_measured(round, len(cohort))
         for block in self.blocks:
-            models, rows = self.stack(server["models"], block), arrived.rows[:, :, block.columns]
+            stacks, rows = self._stacks(server, block), arrived.rows[:, :, block.columns]
             if self.numbers(round):
-                columns = Columns(block, self._reference(server, block), models, rows)
+                columns = Columns(block, self._reference(server, block), stacks, rows)
                 measured[block.layer] += self.measure(round, cohort, columns)
-            if len(cohort) == len(models):
-                models.copy_(rows[:, 0])  # half the time of the general way
-            else:
-                models[cohort] = rows[:, 0]
+            for k, stack in enumerate(stacks):
+                if len(cohort) == len(stack):
+                    stack.copy_(rows[:, k])  # half the time of the general way
+                else:
+                    stack[cohort] = rows[:, k]
         return self.learn(server, round, arrived, measured)
 
     def _reference(self, server: State, block: Block) -> torch.Tensor:
@@ -168,7 +182,7 @@ class Mixing(Method):
         return self.from_start + (self.small_floats(cohort) + summed) / self.setting.layout.size
 
     def server_rows(self, cohort: int) -> float:
-        held = self.stack.size + self.block_floats(cohort)
+        held = len(self.mirrors) * self.stack.size + self.block_floats(cohort)
         return held / self.setting.layout.size + self.apart_rows(cohort)
 
     @property
@@ -188,7 +202,7 @@ def sharded(config: Config, method: Method) -> bool:
             f"server = sharded: method.name = {method.options.name} needs whole models on rank 0; valid is "
             "rank0 or auto, or a method that only mixes them (amn, fedamp, heur_fedamp)"
         )
-    models = 4 * method.setting.clients * method.setting.layout.size
+    models = 4 * method.setting.clients * method.setting.layout.size * len(method.mirrors)
     return able and (
         config.server == "sharded" or (config.server == "auto" and models > config.server_gb * 2**30)
     )

@@ -31,10 +31,11 @@ class SoftenedGradients(ClassOffsets):
         gradient along the model, longer models, the means of few, seemed better than those of many.
 
         Args:
-            client: its ``up`` holds the model, (P,), and takes the gradient, (P,). held: the first samples.
+            client: its ``up`` holds the model, (P,), first, and takes the gradient, (P,), last. held: the
+                first samples.
             room: (P,), is overwritten.
         """
-        model, gradient = client.up
+        model, gradient = client.up[0], client.up[-1]
         if not held:
             gradient.zero_()
             return

@@ -54,6 +54,8 @@ def every(bn: bool) -> Iterator[tuple[str, Any]]:
             yield name + "_bn" * bn, methods.options(name)(**EARLY.get(name, {}))
         if name in PRIOR and not bn:
             yield f"{name}_prior", methods.options(name)(prior=1.0)
+    if not bn:
+        yield "amn_drift", methods.options("amn")(**EARLY["amn"], drift=1.0)
 
 
 def broken(ready: Session, config: Config, folder: Path, key: str) -> dict[str, dict]:

@@ -26,6 +26,7 @@ from amn_mpi.session import Session
 BLOCK = 500  # ten blocks of 4810 parameters, the narrow ones in the middle and at the end
 OPTIONS: dict[str, dict[str, Any]] = {
     "amn": {"common_rounds": 1, "sketch": 96},
+    "corrected": {"name": "amn", "common_rounds": 1, "sketch": 96, "drift": 1.0},
     "fedamp": {},
     "heur_fedamp": {},
 }
@@ -58,21 +59,22 @@ def write(comm: Communicator, out: Path, words: Sequence[str]) -> None:
 
 
 def variant(config: Config, name: str, cohort: float, server: Any) -> Config:
-    made = methods.options(name)(**OPTIONS[name])
+    made = methods.options(OPTIONS[name].get("name", name))(**OPTIONS[name])
     return dataclasses.replace(config, method=made, cohort=cohort, server=server)
 
 
 def facts(ready: Session, config: Config, **places: Path | None) -> dict[str, Any]:
     """What must not depend on where the models are."""
     found = one(ready, config, **places)
-    found.get("server", {}).pop("models", None)
+    for name in ("models", "drifts"):
+        found.get("server", {}).pop(name, None)
     return found
 
 
 def resumed(ready: Session, config: Config, folder: Path) -> dict[str, Any]:
     """To the end from every checkpoint after round 2, with either server, whatever it was made with."""
     comm, found = ready.comm, {}
-    whole = {server: variant(config, "amn", 0.5, server) for server in SERVERS}
+    whole = {server: variant(config, "corrected", 0.5, server) for server in SERVERS}
     for server in SERVERS:
         saving = dataclasses.replace(whole[server], rounds=2, checkpoint=Checkpoint(every=1, minutes=0))
         one(ready, saving, keeps=folder / f"{comm.size} {server}")
