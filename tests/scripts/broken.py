@@ -10,9 +10,9 @@ from amn_mpi import compiled, local, main
 train = compiled.CompiledEngine.train
 
 
-def broken(self: local.Engine, *args: object) -> object:
+def broken(self: local.Engine, *args: object, **keys: object) -> object:
     if os.environ["PMI_RANK"] != "2":
-        return train(self, *args)
+        return train(self, *args, **keys)
     Path(os.environ["MARK"]).touch()
     if os.environ["HOW"] == "hang":
         time.sleep(3600)
