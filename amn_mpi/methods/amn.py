@@ -10,7 +10,7 @@ here and in ``meta.py`` are this project's reading of that description; see READ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from amn_mpi import rng
 from amn_mpi.config import key
-from amn_mpi.errors import ConfigError
-from amn_mpi.methods.base import Arrived, Client, Reply, Setting, State, Update, Wire, held_out
-from amn_mpi.methods.mixing import Columns, Mixing
+from amn_mpi.methods.base import Arrived, Client, Reply, State, Update, Wire, held_out
+from amn_mpi.methods.corrected import CorrectedSteps, drift_key
+from amn_mpi.methods.mixing import Columns
 from amn_mpi.methods.offsets import prior_key
 from amn_mpi.methods.partial import last_layers
 from amn_mpi.methods.softened import SoftenedGradients
@@ -55,13 +55,11 @@ class Options:
         1, "epochs of the last layer on a client's samples before use; 0: the hybrid as it is", ge=0
     )
     prior: float = prior_key(1.0)
-    drift: float = key(
-        0.0, "part of a client's drift that control variates take off its steps; 0: none", ge=0, le=1
-    )
+    drift: float = drift_key(0.0)
     report: Literal["local", "hybrid", "fitted"] = key("fitted", "which model is the client's own")
 
 
-class AMN(SoftenedGradients, Mixing):
+class AMN(SoftenedGradients, CorrectedSteps):
     """One round: hybrids go down, each client returns its model and, where the meta-network learns from it, a
     held-out gradient.
 
@@ -77,10 +75,8 @@ class AMN(SoftenedGradients, Mixing):
     its training, by its rank: there the model is in the cache, and all ranks work at once. What one
     round says of who is alike, and of what listening saves, is mostly noise: rank 0 keeps means of both.
 
-    With ``drift`` a client's steps are corrected by control variates of the clients it listens to (after
-    Karimireddy et al., SCAFFOLD, ICML 2020): its drift d_i is how far its own gradients led it in its newest
-    round, and K steps of eta take g - drift (d_i - sum_j w_ij d_j) / (K eta) in place of g. Similarities and
-    gains are then of where a client would go by itself from its model, theta_j - d_j.
+    With ``drift`` a client's steps are corrected (``corrected.py``). Similarities and gains are then of where
+    a client would go by itself from its model.
     """
 
     Options = Options
@@ -94,20 +90,6 @@ class AMN(SoftenedGradients, Mixing):
     models = ("local", "hybrid", "fitted")
     newcomer_models = ("hybrid", "local", "fitted")
     kept = 0.25  # the signs of the sketch, a byte each
-
-    def __init__(self, options: Any, setting: Setting) -> None:
-        super().__init__(options, setting)
-        if not options.drift:
-            return
-        if setting.local.momentum:
-            raise ConfigError(
-                f"local.momentum = {setting.local.momentum}: method.drift = {options.drift} corrects steps "
-                "without momentum; valid is 0, or method.drift 0"
-            )
-        kinds = ("parameters", "parameter differences", "gradients")
-        self.wire = replace(self.wire, received=2, returned=3, kinds=kinds)
-        self.mirrors = {**self.mirrors, "drifts": "drift"}
-        self.scratch += 1
 
     @property
     def headline(self) -> str:
@@ -165,11 +147,8 @@ class AMN(SoftenedGradients, Mixing):
         return self.numbers(self.options.common_rounds + 1)
 
     def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
-        """Inner products g_i . theta_j, for the meta step; with ``drift`` of g_i and where j would go."""
-        models = columns.models
-        if self.options.drift:
-            models = self.own_array("ahead", models).sub_(columns.stacks[1])
-        return self.own_array("gradients", columns.rows[:, -1]) @ models.T
+        """Inner products of g_i and where j would go, for the meta step; without ``drift`` theta_j."""
+        return self.own_array("gradients", columns.rows[:, -1]) @ self.ahead(columns).T
 
     def attention(self, server: State) -> np.ndarray:
         """a_ij for every client from the latest models, (1, N, N)."""
@@ -216,10 +195,6 @@ class AMN(SoftenedGradients, Mixing):
         """Four times all sketches, and up to 8 layers x N x N on the way to weights or in a meta step."""
         clients, layers = self.setting.clients, len(self.setting.layout.groups)
         return layers * clients * (4 * self.options.sketch + 8 * clients)
-
-    def block_floats(self, cohort: int) -> float:
-        ahead = self.setting.clients * self.widest if self.options.drift else 0
-        return super().block_floats(cohort) + ahead
 
     def _holds_out(self, round: int) -> bool:
         """Whether part of the clients' samples is kept from training in a round."""
@@ -326,8 +301,7 @@ class AMN(SoftenedGradients, Mixing):
     # ---- the client's rank
 
     def keeps(self, initial: torch.Tensor) -> State:
-        state = {"model": initial, "hybrid": initial}
-        return {**state, "drift": initial.new_zeros(initial.shape)} if self.options.drift else state
+        return {"model": initial, "hybrid": initial, **super().keeps(initial)}
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
         import torch
@@ -335,47 +309,19 @@ class AMN(SoftenedGradients, Mixing):
         held = held_out(len(client.y), self.options.held_out) if self._holds_out(client.round) else 0
         x, y = client.x[held:], client.y[held:]
         hybrid, model, offset = received[0], client.up[0], self.offset(client.y)
-        shift, reach = None, engine.steps(len(y)) * engine.local.lr
-        if self.options.drift:
-            shift = (received[1] - client.state["drift"]).mul_(self.options.drift / reach)
+        reach = engine.steps(len(y)) * engine.local.lr
+        shift = self.correction(client, received, reach)
         start = self.shifted(hybrid, offset, room=model)
         model.copy_(engine.train(start, x, y, client.generator("shuffle"), shift=shift))
         self.shifted(model, -offset, room=model)
         state, ahead, room = {"model": model, "hybrid": hybrid}, model, torch.empty_like(model)
         if shift is not None:
-            state["drift"] = self._drifted(client, hybrid, model, shift.mul_(reach), room)
+            state["drift"] = self.drifted(client, hybrid, shift.mul_(reach), room)
             ahead = torch.sub(model, state["drift"], out=shift)
         sketch = self._sketch(ahead, scratch=room)
         if self._steps_in(client.round):
             self.held_out_gradient(client, offset, held, engine, room)
         return Update(state=state, features=sketch)
-
-    def _drifted(
-        self,
-        client: Client,
-        start: torch.Tensor,
-        end: torch.Tensor,
-        shifted: torch.Tensor,
-        room: torch.Tensor,
-    ) -> torch.Tensor:
-        """How far a client's own gradients led it, (P,), into what it sends: without what it was ``shifted``.
-
-        Where it still went further than its last drift is long, the correction has led it astray: it starts
-        over. A client of few samples would else be pushed up its loss, further each round. Running statistics
-        do not drift.
-
-        Args:
-            room: (P,), is overwritten.
-        """
-        import torch
-
-        own, found = client.state["drift"], client.up[1].copy_(start).sub_(end)
-        found[self.setting.layout.trained :] = 0
-        went, last = (float(torch.mul(way, way, out=room).sum()) for way in (found, own))
-        found.sub_(shifted)
-        if 0 < last < went:
-            found.zero_()
-        return found
 
     @cached_property
     def _last(self) -> Part:
