@@ -16,7 +16,15 @@ from amn_mpi.config import Local, Model
 from amn_mpi.methods.amn import AMN
 
 FILE = REPOSITORY / "benchmarks" / "ablation.py"
-PLAIN = {"tau": 3.0, "sketch": 16, "gate": 0.4, "evidence_lr": 2.0, "gate_lr": 0.3, "common_rounds": 1}
+PLAIN = {
+    "tau": 3.0,
+    "sketch": 16,
+    "gate": 0.4,
+    "evidence_lr": 2.0,
+    "gate_lr": 0.3,
+    "common_rounds": 1,
+    "drift": 0.0,
+}
 
 
 def begun(folder: Path, variant: str, model: str = "mlp", **given: float) -> rounds.Run:
@@ -138,4 +146,4 @@ def test_the_suites_differ_in_what_they_leave_out(monkeypatch: pytest.MonkeyPatc
         back = {key: getattr(found["amn"].method, key) for key in keys}
         assert replace(config.method, **back) == found["amn"].method
         assert (label == "amn") == (not keys) and file in ("", "benchmarks/ablation.py")
-    assert len({str(config.method) for config in found.values()}) == len(found) == 18
+    assert len({str(config.method) for config in found.values()}) == len(found) == 19
