@@ -59,7 +59,7 @@ def series(comm: Any, argv: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     for name, clients, hidden in CASES + HELD_OUT:
-        options = methods.options(name)(common_rounds=1) if name == "amn" else methods.options(name)()
+        options = methods.options(name)(**({"common_rounds": 1, "drift": 0.0} if name == "amn" else {}))
         what = config.Config(
             rounds=ROUNDS,
             method=options,

@@ -49,7 +49,7 @@ class Setup:
 
     @property
     def config(self) -> Config:
-        always = {"common_rounds": 0, "meta_rounds": ROUNDS} if self.method == "amn" else {}
+        always = {"common_rounds": 0, "meta_rounds": ROUNDS, "drift": 0.0} if self.method == "amn" else {}
         return Config(
             rounds=ROUNDS,
             server=self.server,  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def prepared(comm: Communicator, load: Load, folder: str) -> Run:
     what = config.Config(
         rounds=ENDLESS,
         precision=load.precision,  # type: ignore[arg-type]
-        method=options(common_rounds=1) if load.method == "amn" else options(),
+        method=options(common_rounds=1, drift=0.0) if load.method == "amn" else options(),
         data=config.Data(
             name=f"{folder}/{load.clients}x{load.samples}.npz", cache=folder, clients=load.clients,
             labels="iid", concept="none", train_per_client=load.samples, test_per_client=TESTS,

@@ -40,7 +40,7 @@ def measure(name: str, clients: int, turns: int) -> dict[str, Any]:
     module = models.build(Model(name), (1, 28, 28), 10, 0)  # type: ignore[arg-type]
     layout, initial = ParameterLayout.of(module), vector_of(module)
     setting = Setting(layout, np.full(clients, 60), 0, Local())
-    method = methods.get("amn")(methods.options("amn")(), setting)
+    method = methods.get("amn")(methods.options("amn")(drift=0.0), setting)
     server, everyone = method.init(initial), np.arange(clients)
     draw = torch.Generator().manual_seed(0)
     every = initial + 0.01 * torch.randn(clients, layout.size, generator=draw)

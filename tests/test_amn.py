@@ -22,6 +22,7 @@ from amn_mpi.methods import fedavg_ft, local
 from amn_mpi.methods.amn import Options, held_out
 
 OPTIONS = Options(
+    drift=0.0,
     tau=3.0,
     sketch=16,
     gate=0.4,

@@ -27,9 +27,10 @@ AMN = 3 * 4 * 4 + 4 * 4 * 512 + 8 * 4 * 4
 SKETCHES = 4 * 512  # of all clients, as rank 0 gets them
 
 
-def settings(method: str = "amn", **keys: Any) -> Config:
+def settings(method: str = "amn", drift: float = 0.0, **keys: Any) -> Config:
     given = {"local": Local(epochs=1), "model": Model("linear"), "rounds": 7, **keys}
-    return Config(method=methods.options(method)(), data=Data(clients=4), **given)
+    own = {"drift": drift} if method == "amn" else {}
+    return Config(method=methods.options(method)(**own), data=Data(clients=4), **given)
 
 
 def federation(clients: int = 4, shape: tuple[int, ...] = (1, 2, 2)) -> Federation:
@@ -67,9 +68,7 @@ def test_amn_on_three_ranks() -> None:
 
 def test_amn_with_drifts() -> None:
     """Two vectors down, two or three up, one more kept, one more scratch; all of it twice on rank 0."""
-    config = settings("amn")
-    config = dataclasses.replace(config, method=dataclasses.replace(config.method, drift=1.0))
-    server, *workers = needs(3, config)
+    server, *workers = needs(3, settings("amn", drift=1.0))
     vectors = (4 + 1 + 2 * (2 + 3 + 3)) * 40 + 10 + 2 * 2 * 4 * 512
     told, run = 16 + 2 * 4 * 512, (7 * 2 + 2) * 2 * 40
     expected = budget.Need(
@@ -92,7 +91,7 @@ def test_what_is_measured_counts_in_whatever_rounds_it_is() -> None:
     most = needs(1, settings())[0].vectors
     products = 4 * (2 * 4 * 4 + 3 * 4 * 4)  # of a block, and of all
     for common, meta, there in ((5, 30, True), (0, 1, True), (5, 5, False), (6, 0, False)):
-        o = methods.options("amn")(common_rounds=common, meta_rounds=meta)
+        o = methods.options("amn")(common_rounds=common, meta_rounds=meta, drift=0.0)
         what = dataclasses.replace(settings(), method=o)
         assert needs(1, what)[0].vectors == most - (not there) * products
 

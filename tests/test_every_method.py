@@ -41,8 +41,8 @@ KEYS = (
     17,
 )
 NAMES = [*(f"{name}_bn" if name == "fedbn" else name for name in METHODS), "fedavg_bn", "ditto_bn"]
-NAMES += ["fedavg_prior", "fedavg_ft_prior", "amn_drift"]
-HERE = [*METHODS, "amn_drift"]  # which sends other vectors than amn
+NAMES += ["fedavg_prior", "fedavg_ft_prior", "amn_plain"]
+HERE = [*METHODS, "amn_plain"]  # which sends other vectors than amn
 # Who has one model for clients that come when the training is over.
 SERVES = {
     "amn",
@@ -90,7 +90,7 @@ def test_half_a_cohort_on_1_3_and_5_ranks(half: dict[int, dict[str, Any]], name:
     one, three, five = (half[n]["unbroken"][name] for n in (1, 3, 5))
     assert one == three == five
     different = len(set(one["models"]))
-    shared = not name.endswith(("_prior", "_drift")) and get(name.removesuffix("_bn")).models[0] == "global"
+    shared = not name.endswith(("_prior", "_plain")) and get(name.removesuffix("_bn")).models[0] == "global"
     if name == "ifca":
         assert 1 <= different <= 4, "one model a group"
     else:
@@ -174,7 +174,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(
 
 
 def begun(folder: Path, name: str, cohort: float = 1.0) -> rounds.Run:
-    options = get("amn").Options(drift=1.0) if name == "amn_drift" else get(name).Options()
+    options = get("amn").Options(drift=0.0) if name == "amn_plain" else get(name).Options()
     return plain.start(folder, options, rounds=3, cohort=cohort, local=Local(epochs=1, lr=0.1))
 
 
@@ -248,10 +248,10 @@ def test_newcomers_change_nothing_on_the_server(tmp_path: Path, name: str) -> No
     except ConfigError:
         assert name not in SERVES
         return
-    assert name.removesuffix("_drift") in SERVES
+    assert name.removesuffix("_plain") in SERVES
     models = start + torch.linspace(-1, 1, 3 * len(start)).view(3, -1)
     reply = this.method.receive(this.server, models)
-    assert (reply is not None) == (name in ("amn", "amn_drift", "pfedhn"))
+    assert (reply is not None) == (name in ("amn", "amn_plain", "pfedhn"))
     assert reply is None or reply.models.shape == models.shape
     assert set(before) == set(this.server)
     assert all(torch.equal(before[key], this.server[key]) for key in before)

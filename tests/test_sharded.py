@@ -111,7 +111,7 @@ def test_a_run_on_one_rank_is_that_of_the_method(tmp_path: Path) -> None:
     ]
     for _ in range(3):
         assert plain.one_round(runs[0]).figures["gate"] == plain.one_round(runs[1]).figures["gate"]
-    assert set(runs[0].server) - set(runs[1].server) == {"models"}
+    assert set(runs[0].server) - set(runs[1].server) == {"models", "drifts"}
     assert runs[0].server["sketches"].any() and not {"reference"} & set(runs[0].server)
     for name in set(runs[1].server):
         assert torch.equal(runs[0].server[name], runs[1].server[name]), name

@@ -55,7 +55,7 @@ class Options:
         1, "epochs of the last layer on a client's samples before use; 0: the hybrid as it is", ge=0
     )
     prior: float = prior_key(1.0)
-    drift: float = drift_key(0.0)
+    drift: float = drift_key(0.8)
     report: Literal["local", "hybrid", "fitted"] = key("fitted", "which model is the client's own")
 
 

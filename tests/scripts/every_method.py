@@ -55,7 +55,7 @@ def every(bn: bool) -> Iterator[tuple[str, Any]]:
         if name in PRIOR and not bn:
             yield f"{name}_prior", methods.options(name)(prior=1.0)
     if not bn:
-        yield "amn_drift", methods.options("amn")(**EARLY["amn"], drift=1.0)
+        yield "amn_plain", methods.options("amn")(**EARLY["amn"], drift=0.0)
 
 
 def broken(ready: Session, config: Config, folder: Path, key: str) -> dict[str, dict]:

@@ -25,7 +25,7 @@ from amn_mpi.session import Session
 
 BLOCK = 500  # ten blocks of 4810 parameters, the narrow ones in the middle and at the end
 OPTIONS: dict[str, dict[str, Any]] = {
-    "amn": {"common_rounds": 1, "sketch": 96},
+    "amn": {"common_rounds": 1, "sketch": 96, "drift": 0.0},
     "corrected": {"name": "amn", "common_rounds": 1, "sketch": 96, "drift": 1.0},
     "fedamp": {},
     "heur_fedamp": {},
