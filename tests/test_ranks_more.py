@@ -15,8 +15,8 @@ ON_BARS = ("--data.name", "BARS", "--model.name", "lenet5")
 CASES: dict[str, tuple[object, ...]] = {
     "resnet8": ("--model.name", "resnet8", "--data.train_per_client", 20, "--data.test_per_client", 8),
     "lenet5": (*ON_BARS, "--data.train_per_client", 20, "--data.test_per_client", 8),
-    "steps": ("--local.steps", 7, "--local.momentum", 0.5),
-    "epochs": ("--local.momentum", 0.5),
+    "steps": ("--local.steps", 7, "--local.momentum", 0.5, "--method.drift", 0),
+    "epochs": ("--local.momentum", 0.5, "--method.drift", 0),
     "classes": ("--data.labels", "classes", "--data.classes_per_client", 2, "--data.sizes", "lognormal"),
     "groups": ("--data.labels", "groups", "--data.label_groups", 2, "--rounds", 3),
 }
