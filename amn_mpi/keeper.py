@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amn_mpi import methods
 from amn_mpi.checkpoint import Reader, Shape, Writer, listed, prune, tidy
 from amn_mpi.errors import UserError
 from amn_mpi.left import STATE
@@ -159,9 +160,11 @@ class Keeper:
             return None
         with Reader(path) as reader:
             about = reader.text("about")
-            self._compare(run, reader, about, path)
-            fill(run.method, run.server, reader, set(run.method.mirrors) & set(run.server))
-            self._take(run, self._comm.share({k: about[k] for k in ("round", "open")}), reader)
+            fresh = self._compare(run, reader, about, path)
+            mirrors = {name for name, own in run.method.mirrors.items() if own not in fresh}
+            fill(run.method, run.server, reader, mirrors & set(run.server))
+            facts = {"round": about["round"], "open": about["open"], "fresh": sorted(fresh)}
+            self._take(run, self._comm.share(facts), reader)
             if self._folder is not None and path.resolve().parent == self._folder.resolve():
                 self._saved = self._point(run)
             return reader.text("history")
@@ -173,7 +176,8 @@ class Keeper:
         if facts["open"]:
             run.reopen(facts["open"])
         for name, shape in client_shapes(run).items():
-            self._deal(run, name, shape, reader)
+            if name not in facts["fresh"]:
+                self._deal(run, name, shape, reader)
         if run.shards is not None:
             run.shards.restore(run.server, run.state)
 
@@ -193,16 +197,27 @@ class Keeper:
                 run.state[name][k].numpy()[...] = got.reshape(-1).view(shape[1]).reshape(shape[0][1:])
             comm.tick()
 
-    def _compare(self, run: Run, reader: Reader, about: dict[str, Any], path: Path) -> None:
-        """Refuse what cannot be continued bit by bit."""
+    def _compare(self, run: Run, reader: Reader, about: dict[str, Any], path: Path) -> set[str]:
+        """Refuse what cannot be continued bit by bit.
+
+        Returns:
+            Names of clients' state that begins anew: the file lacks it, and an option of the method that was
+            accepted (``checkpoint.accept``) brings it. What such an option takes away is left in the file.
+        """
         for what, words in COMPARED.items():
             then, now = about.get(what), self.about[what]
             if then != now:
                 shown = f" ({then}, now {now})" if isinstance(now, (str, int)) else ""
                 raise UserError(f"{path}: was made with {words}{shown}; it cannot be continued here")
-        compare_state(reader, run.method, "client", client_shapes(run))
+        mine, there = client_shapes(run), reader.shapes("client")
+        fresh: set[str] = set()
+        if any(name.startswith("method.") for name in methods.listed(run.config.checkpoint.accept)):
+            fresh = mine.keys() - there.keys()
+            there = {name: shape for name, shape in there.items() if name in mine}
+        compare_state(reader, run.method, "client", {k: mine[k] for k in mine.keys() - fresh}, there)
         compare_state(reader, run.method, "server", shapes(_kept(run)))
         compare_versions(path, about, self.about)
+        return fresh
 
 
 COMPARED = {
@@ -223,9 +238,20 @@ def fill(method: Method, server: State, reader: Reader, mirrors: Iterable[str]) 
             method.mirror(server, name, client, as_tensor(reader.row(method.mirrors[name], client)))
 
 
-def compare_state(reader: Reader, method: Method, kind: str, mine: Mapping[str, Shape]) -> None:
-    """Raises UserError where a file has other ``client`` or ``server`` state than the method keeps."""
-    differing = sorted({name for name, _ in reader.shapes(kind).items() ^ mine.items()})
+def compare_state(
+    reader: Reader,
+    method: Method,
+    kind: str,
+    mine: Mapping[str, Shape],
+    there: Mapping[str, Shape] | None = None,
+) -> None:
+    """Raises UserError where a file has other ``client`` or ``server`` state than the method keeps.
+
+    Args:
+        there: what counts of what the file has; None: all of it.
+    """
+    found = reader.shapes(kind) if there is None else there
+    differing = sorted({name for name, _ in found.items() ^ mine.items()})
     if differing:
         raise UserError(
             f"{reader.path}: holds other {kind} state than method.name = {method.options.name} keeps "

@@ -46,6 +46,7 @@ def train(asked: argparse.Namespace, out: Path) -> None:
     words = ["--config", "fashion_mnist", "--model.name", "cnn", "--data.clients", asked.clients]
     words += ["--data.train_per_client", asked.samples, "--data.test_per_client", 10, "--local.epochs", 1]
     words += ["--rounds", asked.rounds, "--evaluate.every", asked.rounds, "--progress", "off"]
+    words += ["--method.drift", 0]
     words += ["--checkpoint.every", 2, "--checkpoint.minutes", 0, "--out", out, "--data.cache", out.parent]
     launcher = [Path(sys.executable).parent / "mpirun", "-n", asked.ranks] if asked.ranks > 1 else []
     command = [*launcher, sys.executable, "-m", "amn_mpi.main", *words]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import plain
 import pytest
@@ -452,6 +453,34 @@ def test_state_of_another_version_is_named(tmp_path: Path, monkeypatch: pytest.M
         here(*what, "--rounds", 2)
     line = refused(*what, "--rounds", 3)
     has(line, "round-000002.h5: holds other server state", "amn keeps (reference)", "this version")
+
+
+def test_an_accepted_option_brings_state_and_takes_it_away(tmp_path: Path) -> None:
+    """Drifts begin at 0, so that nothing is corrected in the first round that goes on with them."""
+    what = (*AUTO[:-4], "--checkpoint.every", 1, "--checkpoint.keep", 9, "--resume", "auto")
+    at_first = tmp_path / "at first"
+    here(*what, "--rounds", 2, "--method.drift", 0, "--out", at_first)
+    has(
+        refused(*what, "--rounds", 3, "--out", at_first, kind=ConfigError), "--checkpoint.accept method.drift"
+    )
+    found = {}
+    for drift in (0.0, 0.8):
+        out = shutil.copytree(at_first, tmp_path / str(drift))
+        for rounds in (3, 4):
+            what_now = (*what, "--checkpoint.accept", "method.drift", "--method.drift", drift, "--out", out)
+            here(*what_now, "--rounds", rounds)
+            path = out / "checkpoints" / f"round-{rounds:06d}.h5"
+            with h5py.File(path) as file:
+                assert ("drift" in file["client"]) == (drift > 0)
+                found[drift, rounds] = file["client/model"][()]
+    assert np.array_equal(found[0.0, 3], found[0.8, 3])
+    assert not np.array_equal(found[0.0, 4], found[0.8, 4])
+    with_drift = tmp_path / "0.8"
+    here(
+        *what, "--rounds", 5, "--checkpoint.accept", "method.drift", "--method.drift", 0, "--out", with_drift
+    )
+    with h5py.File(with_drift / "checkpoints" / "round-000005.h5") as file:
+        assert set(file["client"]) == {"model", "hybrid"}
 
 
 # ---- damaged
