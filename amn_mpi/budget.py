@@ -185,6 +185,7 @@ def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need]
     owners, rounds, given = len(workers), config.rounds, _returned(config, method)
     received = method.wire.received
     weights = method.matrices * cohort * clients
+    told = cohort * len(method.wire.figures) * 8 / FLOAT  # figures, on every rank
     measured = cohort * sum(method.numbers(t) for t in range(1, rounds + 1))  # a block, in all rounds
     steps = [method.blocks[k : k + owners] for k in range(0, len(method.blocks), owners)]
     widest = max(sum(block.size for block in step) for step in steps)
@@ -195,8 +196,9 @@ def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need]
         # Rows to send; rows of a block, and those of them that count; what the block takes beside them.
         floats = own * returned * widest + 2 * cohort * returned * method.widest + method.block_floats(cohort)
         floats += (clients * len(method.mirrors) + method.from_start) * held + weights
+        floats += method.recalls * cohort * received * (held + method.widest)
         # Its own columns stay, those of the other clients' rows come, and as many hybrids go.
-        down = rounds * ((cohort - own) * returned * held - own * received * held + weights)
+        down = rounds * ((cohort - own) * given * held - own * received * held + weights + told)
         up = rounds * ((cohort - own) * received * held - own * given * held) + len(blocks) * measured
         found.append(_more(need, floats, down, up, rounds))
     apart = method.apart_rows(cohort) * size + _features(method, cohort) / FLOAT
@@ -206,7 +208,7 @@ def _in_columns(config: Config, method: Mixing, cohort: int, workers: list[Need]
     figures, figures_run = (sum(getattr(need, name) for need in workers) for name in ("up", "up_run"))
     up, up_run = round(figures - rows), round(figures_run - rounds * rows)
     server = Need(0, 0, FLOAT * (3 + owners) * size, up=up, up_run=up_run)
-    down, up = rounds * weights * owners, len(method.blocks) * measured
+    down, up = rounds * (weights + told) * owners, len(method.blocks) * measured
     return [_more(server, apart, down, up, rounds), *found]
 
 

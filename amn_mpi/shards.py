@@ -9,7 +9,7 @@ another, and clients' features with their figures: it holds nothing of the size 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +53,7 @@ class Shards:
             )
             for block in mine
         ]
+        self._sent = Scratch()
 
     def _start(self, block: Block, whole: torch.Tensor) -> torch.Tensor:
         """A block of the initial model, where the method needs it."""
@@ -86,8 +87,9 @@ class Shards:
         good = ~np.isin(cohort, dropped)
         measured = method.nothing_measured(round, int(good.sum()) if comm.is_server else 0)
         box = np.empty(measured.shape[1:], np.float32)
+        figures = self._figures(arrived, int(good.sum()))
         for step, held in self._steps():
-            found = self._take_over(round, cohort, good, step, held, up)
+            found = self._take_over(round, cohort, good, step, held, up, figures)
             if not method.numbers(round):
                 continue
             for block, numbers in zip(step, comm.in_turn(found, len(step), box)):
@@ -103,7 +105,7 @@ class Shards:
             self._comm.broadcast(reference.numpy())
         everyone = np.arange(method.setting.clients)
         for step, held in self._steps():
-            for k, (own, kind) in enumerate(zip(method.mirrors.values(), method.wire.kinds)):
+            for k, (own, kind) in enumerate(zip(method.mirrors.values(), method.mirror_kinds)):
                 rows = self._columns_of(state[own][:, None], everyone, step, held, (kind,))
                 if held is not None:
                     held.stacks[k].copy_(rows[:, 0])
@@ -130,10 +132,14 @@ class Shards:
         k: int,
         out: torch.Tensor,
     ) -> None:
-        """One step of ``mix`` for the k-th vector, (own, P). What a step takes goes before the next one."""
+        """One step of ``mix`` for the k-th vector, (own, P).
+
+        What a step takes goes before the next one; where the method ``recalls``, what was made stays.
+        """
         made, give = torch.empty(0), [0]
         if held is not None:
-            made = blocks.mix(weights, held.stacks[k], held.block)
+            room = self._sent_of(held, k, len(cohort)) if self._method.recalls else None
+            made = blocks.mix(weights, held.stacks[k], held.block, out=room)
             give = [int(count) * held.block.size for count in self._placement.counts(cohort)]
         sizes = [len(out) * block.size for block in step]
         received = self._scratch("received", sum(sizes))
@@ -149,19 +155,37 @@ class Shards:
         step: Sequence[Block],
         held: Columns | None,
         up: torch.Tensor,
+        figures: Mapping[str, np.ndarray],
     ) -> np.ndarray | None:
         """One step of ``aggregate``: what is measured on this rank's block, before its models change."""
         rows = self._columns_of(up, cohort, step, held, self._method.wire.kinds[: up.shape[1]])
         if held is None:
             return None
-        members = cohort[good]
-        rows = rows if good.all() else rows[torch.from_numpy(good)]
+        members, sent = cohort[good], []
+        if self._method.recalls:
+            sent = [self._sent_of(held, k, len(cohort)) for k in range(len(held.stacks))]
+        if not good.all():
+            rows, *sent = (each[torch.from_numpy(good)] for each in (rows, *sent))
+        columns = replace(held, rows=rows, sent=tuple(sent))
         found = None
         if self._method.numbers(round):
-            found = self._method.measure(round, members, replace(held, rows=rows)).numpy()
-        for k, stack in enumerate(held.stacks):
-            stack[torch.from_numpy(members)] = rows[:, k]
+            found = self._method.measure(round, members, columns).numpy()
+        self._method.take_over(members, columns, figures)
         return found
+
+    def _sent_of(self, held: Columns, k: int, clients: int) -> torch.Tensor:
+        """Where the k-th vector's columns of what the cohort received stay until it returns."""
+        return self._sent(f"{held.block.start} {k}", clients, held.block.size)
+
+    def _figures(self, arrived: Arrived | None, clients: int) -> dict[str, np.ndarray]:
+        """The cohort's figures on every rank; without any, no message."""
+        names = self._method.wire.figures
+        numbers = np.zeros((len(names), clients))
+        if arrived is not None and names:
+            numbers[:] = [arrived.figures[name] for name in names]
+        if names:
+            self._comm.broadcast(numbers)
+        return dict(zip(names, numbers))
 
     def _columns_of(
         self,

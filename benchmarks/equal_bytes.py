@@ -56,7 +56,7 @@ def moved(config: Config) -> np.ndarray:
     method = methods.get(config.method.name)(config.method, setting)
     wire, part = method.wire, method.part.size
     down = 0 if wire.down == "none" else wire.received * part
-    numbers = method.features + len(wire.figures)
+    numbers = method.features + 2 * len(wire.figures)  # these in 64 bits
     rounds = range(1, config.rounds + 1)
     sent = [SENT.get(config.method.name, method.returned(t)) for t in rounds]
     up = [0 if wire.up == "none" else each * part + numbers for each in sent]

@@ -164,6 +164,7 @@ def test_running_statistics_do_not_drift(tmp_path: Path) -> None:
         plain.one_round(run)
         drifts, models = run.state["drift"], run.state["model"]
         assert t or drifts[:, :trained].any(1).all()
+        assert torch.equal(run.method.stack.rows(run.server["drifts"]), drifts)
         assert not drifts[:, trained:].any() and (models[:, trained:] != models[0, trained:]).any()
 
 
@@ -178,6 +179,7 @@ def test_a_client_that_is_led_astray_starts_over(tmp_path: Path) -> None:
             astray = bool(0 < before[i].norm() < went)
             assert astray == (not run.state["drift"][i].any())
             seen.add(astray)
+        assert torch.equal(run.method.stack.rows(run.server["drifts"]), run.state["drift"])
     assert seen == {True, False}
 
 

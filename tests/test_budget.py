@@ -67,17 +67,17 @@ def test_amn_on_three_ranks() -> None:
 
 
 def test_amn_with_drifts() -> None:
-    """Two vectors down, two or three up, one more kept, one more scratch; all of it twice on rank 0."""
+    """Two vectors down and a number more up; one vector more kept, fresh and scratch, on rank 0 kept."""
     server, *workers = needs(3, settings("amn", drift=1.0))
-    vectors = (4 + 1 + 2 * (2 + 3 + 3)) * 40 + 10 + 2 * 2 * 4 * 512
-    told, run = 16 + 2 * 4 * 512, (7 * 2 + 2) * 2 * 40
+    vectors = (4 + 1 + 2 * (2 + 2 + 3 + 1)) * 40 + 10 + 2 * 2 * 4 * 512
+    told, run = 2 * 16 + 2 * 4 * 512, 9 * 2 * 40
     expected = budget.Need(
         clients=2, data=1200, vectors=vectors, down=160, up=round(told + run / 7), down_run=1120,
         up_run=run + 7 * told + 7 * 2 * 3 * 8 + 80,
     )  # fmt: skip
     assert workers == [expected, expected]
-    # 3 + 2 owners, 8 down, 12 gathered; models and drifts, and 4 x 10 columns of both together.
-    floats = (3 + 2 + 8 + 12) * 10 + 2 * SKETCHES + 2 * MODELS + BLOCK + 4 * 10 + AMN
+    # 3 + 2 owners, 8 down, 8 gathered; models and drifts; 4 x 10 columns of both together, and of drifts.
+    floats = (3 + 2 + 8 + 8) * 10 + 2 * SKETCHES + 2 * MODELS + BLOCK + 2 * 4 * 10 + AMN
     assert server == budget.Need(0, 0, floats * 4, 320, 2 * expected.up, 2240, 2 * expected.up_run)
 
 
@@ -108,13 +108,31 @@ def test_sharded_amn_on_three_ranks() -> None:
     assert other.vectors == before[2].vectors + 4 * beside
     assert server.vectors == 4 * ((3 + 2) * 10 + 2 * SKETCHES + AMN)
     # The holder gets 2 rows, in two rounds 2 x 2, and gives 2 hybrids; the other one the reverse.
-    assert holder.down_run == 7 * 4 * (4 * 10 + weights)
+    assert holder.down_run == 4 * (9 * 2 * 10 + 7 * weights)
     assert other.down_run == 7 * 4 * (2 * 10 + weights)
     told = before[1].up_run - 9 * 80
     assert holder.up_run == told + 4 * (7 * 2 * 10 + measured)
     assert other.up_run == told + 4 * 9 * 2 * 10
     assert (server.down_run, server.up_run) == (7 * 4 * 2 * weights, 2 * told + 4 * measured)
     assert (server.down, server.up) == (4 * 2 * weights, 2 * 16 + 4 * SKETCHES + round(4 * measured / 7))
+
+
+def test_sharded_amn_with_drifts() -> None:
+    """The holder of columns keeps both vectors that it sent; all ranks get a figure of each client."""
+    without, what = needs(3, settings("amn", server="sharded")), settings("amn", drift=1.0, server="sharded")
+    server, holder, other = needs(3, what)
+    # Kept, fresh and received by 2 clients, and scratch; two kinds of columns more in a block.
+    client, block = 2 * 3 + 1, 2 * 4
+    assert other.vectors == without[2].vectors + 4 * 10 * (client + block + 2 * 4)
+    # 4 drifts, 4 x 2 vectors that were sent.
+    assert holder.vectors == without[1].vectors + 4 * 10 * (client + block + 2 * 4 + 4 + 4 * 2)
+    told = 4 * 8
+    assert holder.down_run == without[1].down_run + 7 * told
+    assert other.down_run == without[2].down_run + 7 * (2 * 40 + told)
+    assert holder.up_run == without[1].up_run + 7 * (2 * 40 + 2 * 8)
+    assert other.up_run == without[2].up_run + 7 * 2 * 8
+    assert server.down_run == without[0].down_run + 7 * 2 * told
+    assert server.up_run == without[0].up_run + 7 * told
 
 
 def test_sharded_amn_alone_holds_all() -> None:

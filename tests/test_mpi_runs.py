@@ -165,9 +165,7 @@ def test_resulting_files(tmp_path: Path) -> None:
 
     sent, size = found["bytes_sent"], models.nbytes
     assert sent["scatter"] == 7 * 2 * size  # hybrids, means of drifts
-    figures = 7 * 32 * 8 + 5 * 32 * 3 * 8  # seconds; counts of three models
+    figures = 7 * 32 * 2 * 8 + 5 * 32 * 3 * 8  # seconds, reaches; counts of three models
     sketches = 7 * 32 * 2 * 512 * 4
-    vectors = (
-        7 * 2 + 2
-    ) * size  # models and drifts; gradients in the last two rounds, where the meta-network learns
+    vectors = (7 + 2) * size  # models; gradients in the last two rounds, where the meta-network learns
     assert sent["gather"] == vectors + figures + sketches

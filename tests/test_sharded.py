@@ -73,7 +73,7 @@ def test_resumed_is_unbroken(found: dict[int, dict]) -> None:
 def test_a_client_that_diverged_sits_the_round_out(found: dict[int, dict]) -> None:
     first = found[1]["diverged rank0"]
     assert [row.get("diverged") for row in first["rounds"]] == [None, [SICK], None, None]
-    assert first["models"] != found[1]["amn 1.0 rank0"]["models"]
+    assert first["models"] != found[1]["corrected 1.0 rank0"]["models"]
     assert all(found[n][f"diverged {server}"] == first for n in RANKS for server in ("rank0", "sharded"))
 
 
@@ -115,14 +115,15 @@ def test_a_run_on_one_rank_is_that_of_the_method(tmp_path: Path) -> None:
     assert runs[0].server["sketches"].any() and not {"reference"} & set(runs[0].server)
     for name in set(runs[1].server):
         assert torch.equal(runs[0].server[name], runs[1].server[name]), name
-    assert torch.equal(columns_of(runs[1]), runs[1].state["model"])
-    assert torch.equal(runs[0].method.stack.rows(runs[0].server["models"]), runs[1].state["model"])
+    for k, (name, own) in enumerate((("models", "model"), ("drifts", "drift"))):
+        assert torch.equal(columns_of(runs[1], k), runs[1].state[own]) and runs[1].state[own].any()
+        assert torch.equal(runs[0].method.stack.rows(runs[0].server[name]), runs[1].state[own])
 
 
-def columns_of(this: rounds.Run) -> torch.Tensor:
+def columns_of(this: rounds.Run, k: int) -> torch.Tensor:
     """(N, P) out of this rank's blocks."""
     assert this.shards is not None
-    return torch.cat([held.models for held in this.shards._held], 1)
+    return torch.cat([held.stacks[k] for held in this.shards._held], 1)
 
 
 # ---- who may

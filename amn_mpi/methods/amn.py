@@ -315,13 +315,16 @@ class AMN(SoftenedGradients, CorrectedSteps):
         model.copy_(engine.train(start, x, y, client.generator("shuffle"), shift=shift))
         self.shifted(model, -offset, room=model)
         state, ahead, room = {"model": model, "hybrid": hybrid}, model, torch.empty_like(model)
+        figures = {}
         if shift is not None:
-            state["drift"] = self.drifted(client, hybrid, shift.mul_(reach), room)
-            ahead = torch.sub(model, state["drift"], out=shift)
+            ahead = torch.empty_like(model)
+            state["drift"], afresh = self.drifted(client, hybrid, shift.mul_(reach), room, ahead)
+            figures["reach"] = 0.0 if afresh else reach
+            torch.sub(model, state["drift"], out=ahead)
         sketch = self._sketch(ahead, scratch=room)
         if self._steps_in(client.round):
             self.held_out_gradient(client, offset, held, engine, room)
-        return Update(state=state, features=sketch)
+        return Update(figures, state, sketch)
 
     @cached_property
     def _last(self) -> Part:

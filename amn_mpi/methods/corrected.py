@@ -6,8 +6,11 @@ the mean is that of all clients. See docs/method.md, "Control variates".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from amn_mpi.config import key
 from amn_mpi.errors import ConfigError
@@ -29,8 +32,8 @@ class CorrectedSteps(Mixing):
 
     A client's drift d_i is how far its own gradients led it in its newest round. K steps of eta take
     g - r (d_i - sum_j w_ij d_j) / (K eta) in place of g: what a client learns by heart is taken off, and what
-    those like it have learnt put in its place. A drift goes up behind the model, a mean of drifts comes down
-    behind the hybrid.
+    those like it have learnt put in its place. A mean of drifts comes down behind the hybrid. No drift goes
+    up: it follows from both, the model that comes back and the length of the client's steps.
     """
 
     def __init__(self, options: Any, setting: Setting) -> None:
@@ -42,15 +45,20 @@ class CorrectedSteps(Mixing):
                 f"local.momentum = {setting.local.momentum}: method.drift = {options.drift} corrects steps "
                 "without momentum; valid is 0, or method.drift 0"
             )
-        model, *others = self.wire.kinds
         self.wire = replace(
             self.wire,
             received=self.wire.received + 1,
-            returned=self.wire.returned + 1,
-            kinds=(model, "parameter differences", *others),
+            figures=(*self.wire.figures, "reach"),
+            figure_kind="reaches",
         )
-        self.mirrors = {**self.mirrors, "drifts": "drift"}
+        self.mirrors, self.recalls = {**self.mirrors, "drifts": "drift"}, True
         self.scratch += 1
+        self.fresh += 1
+
+    @property
+    def mirror_kinds(self) -> tuple[str, ...]:
+        kinds = super().mirror_kinds
+        return (*kinds[:1], "parameter differences") if self.options.drift else kinds
 
     # ---- wherever a block is
 
@@ -60,9 +68,33 @@ class CorrectedSteps(Mixing):
             return columns.models
         return self.own_array("ahead", columns.models).sub_(columns.stacks[1])
 
+    def take_over(self, cohort: np.ndarray, columns: Columns, figures: Mapping[str, np.ndarray]) -> None:
+        """The models; and the drifts, worked out as each client works out its own, to the bit."""
+        import torch
+
+        if not self.options.drift:
+            return super().take_over(cohort, columns, figures)
+        models, drifts = columns.stacks
+        start, heard = columns.sent
+        reach = figures["reach"]
+        afresh = torch.from_numpy(reach == 0)
+        found = self.own_array("found", start)
+        shifted = torch.index_select(
+            drifts, 0, torch.from_numpy(cohort), out=self._scratch("ahead", *found.shape)
+        )
+        torch.sub(heard, shifted, out=shifted)
+        for scale in (self.options.drift / np.where(afresh, 1, reach), reach):
+            shifted *= torch.from_numpy(scale).float()[:, None]
+        found.sub_(columns.rows[:, 0])
+        found[:, max(0, self.setting.layout.trained - columns.block.start) :] = 0
+        found.sub_(shifted)
+        found[afresh] = 0
+        self._put(cohort, models, columns.rows[:, 0])
+        self._put(cohort, drifts, found)
+
     def block_floats(self, cohort: int) -> float:
-        ahead = self.setting.clients * self.widest if self.options.drift else 0
-        return super().block_floats(cohort) + ahead
+        beside = (self.setting.clients + cohort) * self.widest if self.options.drift else 0
+        return super().block_floats(cohort) + beside
 
     # ---- the client's rank
 
@@ -76,25 +108,26 @@ class CorrectedSteps(Mixing):
         return (received[1] - client.state["drift"]).mul_(self.options.drift / reach)
 
     def drifted(
-        self, client: Client, start: torch.Tensor, shifted: torch.Tensor, room: torch.Tensor
-    ) -> torch.Tensor:
-        """How far a client's own gradients led it, (P,), into what it sends: without what it was ``shifted``.
+        self, client: Client, start: torch.Tensor, shifted: torch.Tensor, *rooms: torch.Tensor
+    ) -> tuple[torch.Tensor, bool]:
+        """How far a client's own gradients led it, (P,), without what it was ``shifted``; is it afresh?
 
         Where it still went further than its last drift is long, the correction has led it astray: it starts
         over. A client of few samples would else be pushed up its loss, further each round. Running statistics
         do not drift.
 
         Args:
-            client: its ``up`` holds the model, (P,), first, and takes the drift, (P,), next.
-            start: what it trained from, (P,). shifted: reach times ``correction``, (P,).
-            room: (P,), is overwritten.
+            client: its ``up`` holds the model, (P,), first.
+            start: what it trained from, (P,).
+            shifted: reach times ``correction``, (P,); becomes the drift. A turn's first vector is thus the
+                one that stays: a later one would leave a gap that the next turn's vectors do not fit.
+            rooms: two of (P,), are overwritten.
         """
         import torch
 
-        own, found = client.state["drift"], client.up[1].copy_(start).sub_(client.up[0])
-        found[self.setting.layout.trained :] = 0
-        went, last = (float(torch.mul(way, way, out=room).sum()) for way in (found, own))
-        found.sub_(shifted)
-        if 0 < last < went:
-            found.zero_()
-        return found
+        own, (way, room) = client.state["drift"], rooms
+        torch.sub(start, client.up[0], out=way)
+        way[self.setting.layout.trained :] = 0
+        went, last = (float(torch.mul(v, v, out=room).sum()) for v in (way, own))
+        afresh = 0 < last < went
+        return (shifted.zero_() if afresh else torch.sub(way, shifted, out=shifted)), afresh

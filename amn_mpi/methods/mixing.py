@@ -33,14 +33,17 @@ class Columns:
         reference: everybody's start, (width,), for methods with ``from_start``, else empty.
         stacks: what every client had returned last before the round, each (N, width), in the order of
             ``Method.mirrors``: the models first.
-        rows: what the cohort returned, (n, returned, width), those of ``stacks`` first. How they
-            lie in memory depends on the server: copy those that go into a product (``own_array``).
+        rows: what the cohort returned, (n, returned, width). How they lie in memory depends on the
+            server: copy those that go into a product (``own_array``).
+        sent: where ``Mixing.recalls``, what the cohort had received, each (n, width), in the order of
+            ``stacks``.
     """
 
     block: Block
     reference: torch.Tensor
     stacks: tuple[torch.Tensor, ...]
     rows: torch.Tensor
+    sent: tuple[torch.Tensor, ...] = ()
 
     @property
     def models(self) -> torch.Tensor:
@@ -52,14 +55,17 @@ class Mixing(Method):
     """u_i^l = sum_j weight_ij^l theta_j^l goes down to client i; its new theta_i comes back first.
 
     Where ``mirrors`` has more than the models, that is mixed by the same weights and goes down behind them,
-    each as a vector of its own, and comes back in the same order.
+    each as a vector of its own, and comes back in the same order, unless ``take_over`` says otherwise.
 
     Attributes:
+        recalls: a block's server needs once more what it sent (``Columns.sent``).
+        mirror_kinds: what each of ``mirrors`` is, as in ``Wire.kinds``, where a client's rank sends it.
         blocks: all columns, in the order in which ``measure`` is summed.
         from_start: ``measure`` needs everybody's start; it is the server state "reference".
     """
 
     mirrors: Mapping[str, str] = {"models": "model"}
+    recalls: bool = False
     from_start: ClassVar[bool] = False
 
     def __init__(self, options: Any, setting: Setting) -> None:
@@ -69,6 +75,10 @@ class Mixing(Method):
         self._scratch = Scratch()
 
     # ---- rank 0
+
+    @property
+    def mirror_kinds(self) -> tuple[str, ...]:
+        return self.wire.kinds[: len(self.mirrors)]
 
     @property
     def matrices(self) -> int:
@@ -97,6 +107,17 @@ class Mixing(Method):
     @abstractmethod
     def measure(self, round: int, cohort: np.ndarray, columns: Columns) -> torch.Tensor:
         """(n, numbers) of one block; the server gets its sum over the blocks of each layer."""
+
+    def take_over(self, cohort: np.ndarray, columns: Columns, figures: Mapping[str, np.ndarray]) -> None:
+        """What the cohort returned, and its figures, (n,), into a block's ``stacks``; after ``measure``."""
+        for k, stack in enumerate(columns.stacks):
+            self._put(cohort, stack, columns.rows[:, k])
+
+    def _put(self, cohort: np.ndarray, stack: torch.Tensor, rows: torch.Tensor) -> None:
+        if len(cohort) == len(stack):
+            stack.copy_(rows)  # half the time of the general way
+        else:
+            stack[cohort] = rows
 
     # ---- all of it on rank 0
 
@@ -134,14 +155,13 @@ class Mixing(Method):
         measured = self.nothing_measured(round, len(cohort))
         for block in self.blocks:
             stacks, rows = self._stacks(server, block), arrived.rows[:, :, block.columns]
+            sent: tuple[torch.Tensor, ...] = ()
+            if self.recalls and arrived.sent is not None:
+                sent = arrived.sent[:, : len(stacks), block.columns].unbind(1)
+            columns = Columns(block, self._reference(server, block), stacks, rows, sent)
             if self.numbers(round):
-                columns = Columns(block, self._reference(server, block), stacks, rows)
                 measured[block.layer] += self.measure(round, cohort, columns)
-            for k, stack in enumerate(stacks):
-                if len(cohort) == len(stack):
-                    stack.copy_(rows[:, k])  # half the time of the general way
-                else:
-                    stack[cohort] = rows[:, k]
+            self.take_over(cohort, columns, arrived.figures)
         return self.learn(server, round, arrived, measured)
 
     def _reference(self, server: State, block: Block) -> torch.Tensor:

@@ -147,6 +147,7 @@ class Arrived:
         dropped: client -> what was wrong with what it returned.
         trouble: a sentence where the run cannot go on, else empty.
         cut: a stop has cut turns off: the round does not count.
+        sent: (clients, received, S) for ``down = "rows"``, what they had received, where rank 0 made it.
     """
 
     cohort: np.ndarray
@@ -158,6 +159,7 @@ class Arrived:
     dropped: Mapping[int, str] = field(default_factory=dict)
     trouble: str = ""
     cut: bool = False
+    sent: torch.Tensor | None = None
 
 
 class Reply(NamedTuple):

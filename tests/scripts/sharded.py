@@ -53,7 +53,7 @@ def write(comm: Communicator, out: Path, words: Sequence[str]) -> None:
     found |= resumed(ready, config, out.parent / "checkpoints")
     ready.run = diverging(ready.run)  # type: ignore[method-assign]
     for server in SERVERS:
-        found[f"diverged {server}"] = facts(ready, variant(config, "amn", 1.0, server))
+        found[f"diverged {server}"] = facts(ready, variant(config, "corrected", 1.0, server))
     if comm.is_server:
         out.write_text(json.dumps(found))
 
