@@ -200,7 +200,9 @@ class Config:
     server: Literal["rank0", "sharded", "auto"] = key(
         "rank0", "where models are mixed: on rank 0, in columns over all ranks, auto: so above server_gb"
     )
-    server_gb: float = key(4.0, "most GB of models on rank 0, for server = auto", ge=0)
+    server_gb: float = key(
+        4.0, "most GB of models (and what is mixed with them) on rank 0, for server = auto", ge=0
+    )
     threads: int = key(1, "threads of each rank", ge=1, le=1024)
     progress: Literal["auto", "rich", "plain", "off"] = key("auto", "rich on a terminal, else plain lines")
     data: Data = field(default_factory=Data)

@@ -224,7 +224,7 @@ class Exchange:
         good = numbers[:, 0] >= 0
         dropped = {client: TROUBLES[code] for client, code in wrong.items() if code != CUT}
         trouble, mean = "", torch.empty(0)
-        sent = self._got[: len(cohort)] if self.shards is None and self.method.wire.down == "rows" else None
+        sent = self._got if self.shards is None and self.method.wire.down == "rows" else None
         if len(dropped) == len(cohort):
             client, reason = next(iter(dropped.items()))
             trouble = f"every client of the cohort diverged, client {client} first: {reason}"
@@ -234,12 +234,13 @@ class Exchange:
             mean = fixed.mean(total, share)
         if wrong and len(rows):
             rows = rows[torch.from_numpy(good)]
-            sent = None if sent is None else sent[torch.from_numpy(good)]
         figures = {name: numbers[good, 1 + k] for k, name in enumerate(self.method.wire.figures)}
         cut = CUT in wrong.values()
         features = torch.from_numpy(told["features"][good])
         seconds = numbers[good, 0]
-        return Arrived(cohort[good], rows, mean, figures, features, seconds, dropped, trouble, cut, sent)
+        return Arrived(
+            cohort[good], rows, mean, figures, features, seconds, dropped, trouble, cut, sent, good
+        )
 
     def gather_counts(self, own: np.ndarray, width: int, cohort: np.ndarray) -> np.ndarray:
         """Rows of ``width`` counts from every client of the cohort, in cohort order on rank 0."""

@@ -3,8 +3,9 @@
 Block b lies with owner b mod owners, so that a step takes one block of each owner and the steps go
 through the blocks in order. In a step every owner sends every other one that one's columns of its
 own clients' rows (all to all), or gets its clients' part of the hybrids. Beside its blocks a rank
-holds what one step moves. Rank 0 gets what was measured on a block, N x N numbers, one block after
-another, and clients' features with their figures: it holds nothing of the size N x P.
+holds what one step moves and, for methods that recall it, what it has sent until it is answered.
+Rank 0 gets what was measured on a block, N x N numbers, one block after another, and clients'
+features with their figures: it holds nothing of the size N x P.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Shards:
             self._comm.broadcast(reference.numpy())
         everyone = np.arange(method.setting.clients)
         for step, held in self._steps():
-            for k, (own, kind) in enumerate(zip(method.mirrors.values(), method.mirror_kinds)):
+            for k, (own, kind) in enumerate(zip(method.mirrors.values(), method.mirror_kinds, strict=True)):
                 rows = self._columns_of(state[own][:, None], everyone, step, held, (kind,))
                 if held is not None:
                     held.stacks[k].copy_(rows[:, 0])

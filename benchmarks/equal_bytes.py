@@ -3,12 +3,12 @@
     python benchmarks/equal_bytes.py standard_fashion_mnist [--scores FILE] [--seeds 10,11,12] [--of fedavg]
 
 Bytes are those that one client must receive and send, counted from what each method moves (``Wire``), four
-for a number: the same on any number of ranks, where one rank sends nothing. Evaluation adds none. Accuracies
-are of single rounds, the last kept one (``at5``, ``at10``, ... in scores.csv) that the bytes allow, averaged
-over the seeds. The average is over the scenarios that ``--control`` does not name. Methods that move less in
-their whole run stand with what they reached at its end. Methods that lack a run are named below the table. A
-run that diverged is left out of its scenario's mean, which is marked with a star, as is the average. What
-tables list apart is marked, as in ``standing.py``.
+for a number, eight for a figure: the same on any number of ranks, where one rank sends nothing. Evaluation
+adds none. Accuracies are of single rounds, the last kept one (``at5``, ``at10``, ... in scores.csv) that the
+bytes allow, averaged over the seeds. The average is over the scenarios that ``--control`` does not name.
+Methods that move less in their whole run stand with what they reached at its end. Methods that lack a run are
+named below the table. A run that diverged is left out of its scenario's mean, which is marked with a star, as
+is the average. What tables list apart is marked, as in ``standing.py``.
 """
 
 from __future__ import annotations

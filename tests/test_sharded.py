@@ -70,11 +70,13 @@ def test_resumed_is_unbroken(found: dict[int, dict]) -> None:
         assert [name for name, facts in starts.items() if facts != unbroken] == []
 
 
-def test_a_client_that_diverged_sits_the_round_out(found: dict[int, dict]) -> None:
-    first = found[1]["diverged rank0"]
+@pytest.mark.parametrize("cohort", [1.0, 0.5])
+def test_a_client_that_diverged_sits_the_round_out(found: dict[int, dict], cohort: float) -> None:
+    first = found[1][f"diverged {cohort} rank0"]
     assert [row.get("diverged") for row in first["rounds"]] == [None, [SICK], None, None]
-    assert first["models"] != found[1]["corrected 1.0 rank0"]["models"]
-    assert all(found[n][f"diverged {server}"] == first for n in RANKS for server in ("rank0", "sharded"))
+    assert first["models"] != found[1][f"corrected {cohort} rank0"]["models"]
+    starts = [found[n][f"diverged {cohort} {server}"] for n in RANKS for server in ("rank0", "sharded")]
+    assert all(facts == first for facts in starts)
 
 
 def test_stopped_in_mid_round_and_gone_on_elsewhere(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ class Method:
         return {}
 
     def local_update(self, client: Client, received: torch.Tensor, engine: Engine) -> Update:
-        """The client's turn; ``received`` is (received, S), and empty where nothing goes down."""
+        """The client's turn; ``received`` is (received, S), read-only, and empty where nothing goes down."""
         raise TypeError(f"{type(self).__name__} has no local update")
 
     def deployed(
@@ -217,8 +217,9 @@ class Method:
 
         c: workspace, its gradient, the initial model, one scratch vector (a layer's gradient
         before it is added, or a model put together), the turn's own scratch, what is kept, and what a
-        broadcast and a mean take. s: vectors received and to return, state, and features, as they are
-        made and to return. SGD with momentum takes one vector more.
+        broadcast and a mean take. s: vectors received and to return, state and what is new of it until the
+        round ends (``fresh``), and features, as they are made and to return. SGD with momentum takes one
+        vector more.
         """
         import torch
 

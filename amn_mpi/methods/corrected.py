@@ -34,6 +34,8 @@ class CorrectedSteps(Mixing):
     g - r (d_i - sum_j w_ij d_j) / (K eta) in place of g: what a client learns by heart is taken off, and what
     those like it have learnt put in its place. A mean of drifts comes down behind the hybrid. No drift goes
     up: it follows from both, the model that comes back and the length of the client's steps.
+
+    For methods that mix nothing but models and return no figures of their own.
     """
 
     def __init__(self, options: Any, setting: Setting) -> None:

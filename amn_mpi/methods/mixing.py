@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Columns:
-    """A block of columns in one round; read-only.
+    """A block of columns in one round. ``take_over`` writes into ``stacks``; all else is read-only.
 
     Attributes:
         reference: everybody's start, (width,), for methods with ``from_start``, else empty.
-        stacks: what every client had returned last before the round, each (N, width), in the order of
-            ``Method.mirrors``: the models first.
+        stacks: every client's newest before the round, each (N, width), in the order of ``Method.mirrors``:
+            the models first.
         rows: what the cohort returned, (n, returned, width). How they lie in memory depends on the
             server: copy those that go into a product (``own_array``).
         sent: where ``Mixing.recalls``, what the cohort had received, each (n, width), in the order of
@@ -155,14 +155,19 @@ class Mixing(Method):
         measured = self.nothing_measured(round, len(cohort))
         for block in self.blocks:
             stacks, rows = self._stacks(server, block), arrived.rows[:, :, block.columns]
-            sent: tuple[torch.Tensor, ...] = ()
-            if self.recalls and arrived.sent is not None:
-                sent = arrived.sent[:, : len(stacks), block.columns].unbind(1)
+            sent = self._sent(arrived, block)
             columns = Columns(block, self._reference(server, block), stacks, rows, sent)
             if self.numbers(round):
                 measured[block.layer] += self.measure(round, cohort, columns)
             self.take_over(cohort, columns, arrived.figures)
         return self.learn(server, round, arrived, measured)
+
+    def _sent(self, arrived: Arrived, block: Block) -> tuple[torch.Tensor, ...]:
+        """What went down to those of whom something came back, in a block."""
+        if not self.recalls or arrived.sent is None or arrived.good is None:
+            return ()
+        sent = arrived.sent[:, : len(self.mirrors), block.columns]
+        return (sent if arrived.good.all() else sent[arrived.good]).unbind(1)
 
     def _reference(self, server: State, block: Block) -> torch.Tensor:
         """Everybody's start in a block, where it is needed."""

@@ -147,7 +147,8 @@ class Arrived:
         dropped: client -> what was wrong with what it returned.
         trouble: a sentence where the run cannot go on, else empty.
         cut: a stop has cut turns off: the round does not count.
-        sent: (clients, received, S) for ``down = "rows"``, what they had received, where rank 0 made it.
+        sent: for ``down = "rows"``, made on rank 0, what went down to the whole cohort, (n, received, S).
+        good: which of these n ``cohort`` has, (n,) bool.
     """
 
     cohort: np.ndarray
@@ -160,6 +161,7 @@ class Arrived:
     trouble: str = ""
     cut: bool = False
     sent: torch.Tensor | None = None
+    good: np.ndarray | None = None
 
 
 class Reply(NamedTuple):

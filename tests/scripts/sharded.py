@@ -26,7 +26,7 @@ from amn_mpi.session import Session
 BLOCK = 500  # ten blocks of 4810 parameters, the narrow ones in the middle and at the end
 OPTIONS: dict[str, dict[str, Any]] = {
     "amn": {"common_rounds": 1, "sketch": 96, "drift": 0.0},
-    "corrected": {"name": "amn", "common_rounds": 1, "sketch": 96, "drift": 1.0},
+    "corrected": {"name": "amn", "common_rounds": 1, "sketch": 96, "drift": 0.8},
     "fedamp": {},
     "heur_fedamp": {},
 }
@@ -52,8 +52,9 @@ def write(comm: Communicator, out: Path, words: Sequence[str]) -> None:
     }
     found |= resumed(ready, config, out.parent / "checkpoints")
     ready.run = diverging(ready.run)  # type: ignore[method-assign]
-    for server in SERVERS:
-        found[f"diverged {server}"] = facts(ready, variant(config, "corrected", 1.0, server))
+    for cohort in (1.0, 0.5):
+        for server in SERVERS:
+            found[f"diverged {cohort} {server}"] = facts(ready, variant(config, "corrected", cohort, server))
     if comm.is_server:
         out.write_text(json.dumps(found))
 
