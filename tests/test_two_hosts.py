@@ -10,7 +10,7 @@ import plain
 import pytest
 from running import result, run
 
-JOB = ("--data.clients", 6, "--local.epochs", 1, "--rounds", 3, "--progress", "off")
+JOB = ("--data.clients", 6, "--local.epochs", 1, "--rounds", 8, "--progress", "off")
 SCRIPT = Path(__file__).resolve().parent / "scripts" / "on_hosts.py"
 
 
@@ -40,8 +40,9 @@ def test_two_hosts_give_the_same_models(tmp_path: Path, under: list[str], models
     assert [rank["host"] for rank in seen] == ["n1", "n1", "n2", "n2"]
     assert [rank["ranks_on_host"] for rank in seen] == [2, 2, 2, 2]
     assert [rank["server_on_host"] for rank in seen] == [True, True, False, False]
-    # Ranks 2 and 3 own two of six clients each: two thirds of the rows cross the link.
+    # Ranks 2 and 3 own two of six clients each: two thirds of the rows cross the link. Beside them
+    # rank 0 receives some 350 kB there and sends 100 kB, whatever is trained: here the rows weigh more.
     up, down = (found["bytes_sent"][kind] * 2 / 3 for kind in ("gather", "scatter"))
-    assert up <= seen[0]["received"] < 1.5 * up + 200_000
-    assert down <= seen[0]["sent"] < 1.5 * down + 200_000
+    assert up <= seen[0]["received"] < 1.2 * up + 300_000
+    assert down <= seen[0]["sent"] < 1.2 * down + 300_000
     assert seen[3]["sent"] >= up and seen[3]["received"] >= down
